@@ -1,0 +1,38 @@
+# The front door: setup, demo, test, lint, paper. Each target brings its own environment.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+RUN ?= runs/quickstart
+# one thread a worker: two workers on two cores are faster than one with two threads
+TEST_WORKERS ?= 2
+
+.PHONY: setup demo test lint paper clean
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "preln needs Python 3.11 or newer: make PYTHON=python3.12 setup" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/preln run experiments/quickstart.yaml --out $(RUN)
+	$(BIN)/preln report $(RUN) --out $(RUN)/report
+
+test: setup
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/basedpyright --level error
+
+paper: setup
+	@test -f paper/main.tex || { echo "paper/main.tex: there is no paper yet: see CHANGELOG.md" >&2; exit 2; }
+
+clean:
+	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""What every room stands on: errors, atomic files, package downloads, progress, provenance, intervals."""

@@ -1,0 +1,151 @@
+"""Files that are either whole or absent, and their hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preln.base.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that takes its place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        # mkstemp makes private files; a result is as readable as any file that the user creates
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's umask, which the operating system only tells by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write UTF-8 text so that a reader sees the old file or the whole new one, never a part."""
+    target = Path(path)
+    with _replacing(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return target
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write bytes so that a reader sees the old file or the whole new one, never a part."""
+    target = Path(path)
+    with _replacing(target) as temporary:
+        temporary.write_bytes(content)
+    return target
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> Path:
+    """Write ``value`` as JSON, atomically; NaN and infinities are refused, for JSON has none.
+
+    Raises:
+        InputError: The value holds a non-finite number.
+    """
+    try:
+        text = json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{Path(path).name}: a value is not finite and cannot be stored: {error}") from error
+    return write_text(path, text + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: The file is missing, or is not JSON.
+    """
+    source = Path(path)
+    try:
+        return json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{source}: no such file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{source}: not a JSON file ({error}); make it again") from error
+
+
+def write_parquet(path: str | os.PathLike[str], frame: pd.DataFrame) -> Path:
+    """Write a table as Parquet, atomically and without an index."""
+    target = Path(path)
+    with _replacing(target) as temporary:
+        frame.to_parquet(temporary, index=False, compression="zstd")
+    return target
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal, read in chunks."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as source:
+        while chunk := source.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_tree(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """SHA-256 of every file below ``folder``, by relative POSIX path, sorted."""
+    root = Path(folder)
+    return {
+        file.relative_to(root).as_posix(): sha256_file(file)
+        for file in sorted(root.rglob("*"))
+        if file.is_file()
+    }
+
+
+@contextlib.contextmanager
+def staged_directory(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling folder that becomes ``path`` when the block ends well.
+
+    A block that raises, or a process that dies, leaves ``path`` as it was: absent, or the former folder.
+
+    Args:
+        path: The folder to make.
+        replace: Whether an existing, non-empty ``path`` may be replaced.
+
+    Raises:
+        InputError: ``path`` exists, is not empty, and ``replace`` is false; or cannot be made.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: is a file, not a folder: name another --out")
+    if not replace and target.exists() and any(target.iterdir()):
+        raise InputError(f"{target}: the folder is not empty: name another --out or remove it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror}): name another --out") from error
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        if target.exists():
+            former = temporary.with_suffix(".old")
+            os.replace(target, former)
+            os.replace(temporary, target)
+            shutil.rmtree(former)
+        else:
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,203 @@
+"""From a name to a model and its tokenizer: packaged, local, GGUF, hub, or tiny and random."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preln.base.errors import InputError
+from preln.base.packages import cache_dir
+from preln.models.packaged import PACKAGED, convert_gguf, packaged_folder
+from preln.models.tiny import tiny_model, tiny_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_TIMEOUT_S = 10
+
+
+def check_device(device: str) -> str:
+    """``device`` once it is known to exist here.
+
+    Raises:
+        InputError: No such device on this machine.
+    """
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise InputError(f"--device {device}: not a device: use cpu, cuda or cuda:0") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {device}: no CUDA device on this machine: use cpu")
+    return device
+
+
+def check_dtype(dtype: str) -> str:
+    """``dtype`` once it is known to be one that models are loaded in.
+
+    Raises:
+        InputError: An unknown name.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype {dtype}: unknown: use one of {', '.join(DTYPES)}")
+    return dtype
+
+
+def check_finite(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model that holds NaN or infinite weights.
+
+    Raises:
+        InputError: Naming the first such tensor.
+    """
+    import torch
+
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{name}: the weight {key!r} holds NaN or infinite values: get the files again")
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of all weights, in hexadecimal."""
+    import torch
+
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _hub_folder_or_error(spec: str) -> str:
+    """``spec`` if it is cached or the hub answers for it, within seconds.
+
+    Raises:
+        InputError: No such model, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    ways = f"a folder, a .gguf file, tiny:llama, or a packaged model ({', '.join(sorted(PACKAGED))})"
+    if not _HUB_ID.fullmatch(spec):
+        raise InputError(f"{spec}: no such file or folder, and no hub id: name {ways}")
+    if isinstance(try_to_load_from_cache(spec, "config.json"), str):
+        return spec
+    if HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") == "1":
+        raise InputError(f"{spec}: unknown here, and the model hub is switched off: name {ways}")
+    try:
+        HfApi().model_info(spec, timeout=_HUB_TIMEOUT_S)
+    except Exception as error:  # the hub client raises errors of its own and of its transport
+        kind = type(error).__name__
+        raise InputError(f"{spec}: the model hub has no answer for it ({kind}): name {ways}") from error
+    return spec
+
+
+def _locate(spec: str) -> str:
+    """The folder or hub id that transformers loads for ``spec``."""
+    if spec in PACKAGED:
+        return str(packaged_folder(spec))
+    path = Path(spec).expanduser()
+    if spec.endswith(".gguf"):
+        if not path.is_file():
+            raise InputError(f"{spec}: no such file: check the path")
+        stat = path.stat()
+        key = hashlib.sha256(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:16]
+        target = cache_dir() / "models" / f"gguf-{key}"
+        return str(target if target.is_dir() else convert_gguf(path.resolve(), target))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"{spec}: holds no config.json: name the folder of a Hugging Face checkpoint")
+        return str(path)
+    if path.exists():
+        raise InputError(f"{spec}: is a file: name a checkpoint folder or a .gguf file")
+    return _hub_folder_or_error(spec)
+
+
+def load_model(
+    spec: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    seed: int = 0,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal model, in evaluation mode, and its tokenizer.
+
+    Only safetensors (or GGUF) weights are read, and no code from a checkpoint is run.
+
+    Args:
+        spec: ``smollm2-135m``, a checkpoint folder, a ``.gguf`` file, a hub id, or ``tiny:llama`` and its
+            like (``tiny:llama:8`` for eight blocks).
+        device: Where the model goes.
+        dtype: ``float32``, ``float64``, ``bfloat16``, ``float16``, or ``auto`` for the checkpoint's own.
+        attn_implementation: ``eager``, ``sdpa``, …; None for transformers' choice.
+        seed: For the weights of ``tiny:`` models.
+
+    Raises:
+        InputError: Unknown model, unreachable hub, incomplete or non-finite weights, an encoder-decoder.
+    """
+    check_device(device)
+    check_dtype(dtype)
+    if spec.startswith("tiny:"):
+        name, _, count = spec.removeprefix("tiny:").partition(":")
+        if count and not count.isdigit():
+            raise InputError(f"{spec}: the number of blocks must be a whole number, as in tiny:llama:8")
+        model = tiny_model(
+            name, blocks=int(count or 4), seed=seed, attn_implementation=attn_implementation
+        )
+        tokenizer = tiny_tokenizer()
+        model = model if dtype == "auto" else model.to(getattr(_torch(), dtype))
+    else:
+        model, tokenizer = _from_pretrained(_locate(spec), spec, dtype, attn_implementation)
+    check_finite(model, spec)
+    return model.to(device).eval(), tokenizer
+
+
+def _torch() -> Any:
+    import torch
+
+    return torch
+
+
+def _from_pretrained(
+    location: str, spec: str, dtype: str, attn_implementation: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load with transformers, and turn what it says into one line."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    keywords = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(location)
+        if getattr(config, "is_encoder_decoder", False):
+            raise InputError(f"{spec}: is an encoder-decoder: preln measures decoder-only models")
+        model, info = AutoModelForCausalLM.from_pretrained(
+            location,
+            dtype=dtype if dtype == "auto" else getattr(_torch(), dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **keywords,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(location)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the libraries raise for broken or foreign folders
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"{spec}: cannot be loaded as a causal language model ({reason.strip()})") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    wrong = [*info["missing_keys"], *info["mismatched_keys"]]
+    if wrong:
+        raise InputError(f"{spec}: weights and configuration disagree at {wrong[0]!r}: get the files again")
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        rows = model.get_input_embeddings().weight.shape[0]
+        raise InputError(f"{spec}: the tokenizer has {len(tokenizer)} tokens, the model {rows}: not a pair")
+    return model, tokenizer

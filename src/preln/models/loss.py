@@ -1,0 +1,62 @@
+"""Next-token losses, token by token, for any causal model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def target_mask(
+    input_ids: Int[Tensor, "n t"], attention_mask: Int[Tensor, "n t"] | None
+) -> Bool[Tensor, "n t-1"]:
+    """Which next-token targets count: both the token and its predecessor are real, not padding."""
+    if attention_mask is None:
+        return torch.ones_like(input_ids[:, 1:], dtype=torch.bool)
+    real = attention_mask.bool()
+    return real[:, 1:] & real[:, :-1]
+
+
+def losses_from_logits(
+    logits: Float[Tensor, "n t v"], input_ids: Int[Tensor, "n t"]
+) -> Float[Tensor, "n t-1"]:
+    """Cross entropy (nats) of each next token, ``-log softmax(logits[:, i])[ids[:, i + 1]]``, in float32."""
+    predictions = logits[:, :-1].float().flatten(0, 1)
+    losses = F.cross_entropy(predictions, input_ids[:, 1:].flatten().to(logits.device), reduction="none")
+    return losses.view(input_ids.shape[0], -1)
+
+
+@torch.no_grad()
+def token_losses(
+    model: PreTrainedModel,
+    input_ids: Int[Tensor, "n t"],
+    attention_mask: Int[Tensor, "n t"] | None = None,
+    *,
+    batch_size: int = 4,
+) -> tuple[Float[Tensor, "n t-1"], Bool[Tensor, "n t-1"]]:
+    """Next-token cross entropies in nats (float32, on the CPU) and the mask of those that count.
+
+    The loss of a model is ``losses[mask].mean()``: weighted by tokens, never by sequences. Sequences go
+    through ``batch_size`` at a time, so at most that many rows of logits exist at once.
+    """
+    device = model.get_input_embeddings().weight.device
+    was_training = model.training
+    model.eval()
+    parts = []
+    try:
+        for start in range(0, input_ids.shape[0], batch_size):
+            ids = input_ids[start : start + batch_size].to(device)
+            mask = None
+            if attention_mask is not None:
+                mask = attention_mask[start : start + batch_size].to(device)
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            parts.append(losses_from_logits(logits, ids).cpu())
+    finally:
+        model.train(was_training)
+    return torch.cat(parts), target_mask(input_ids, attention_mask).cpu()

