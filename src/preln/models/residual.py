@@ -28,7 +28,7 @@ class Tokens:
     @property
     def targets(self) -> Bool[Tensor, "n t-1"]:
         """Targets whose token and predecessor are both real."""
-        return target_mask(self.ids, self.real)
+        return target_mask(self.ids, self.real.long())
 
     @property
     def first(self) -> Bool[Tensor, "n t"]:

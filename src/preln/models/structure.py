@@ -1,4 +1,4 @@
-"""Where a causal model keeps its blocks, norms, branches and head, found without looking names up in a list."""
+"""Where a causal model keeps its blocks, norms, branches and head, found without a list of architectures."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def _shallow(module: nn.Module) -> nn.Module:
     """A module object of its own, with its own tables of children and hooks, sharing every tensor."""
     clone = copy.copy(module)
     for name, value in list(clone.__dict__.items()):
-        if isinstance(value, dict) and (name.startswith("_") and "hooks" in name or name == "_modules"):
+        if isinstance(value, dict) and ((name.startswith("_") and "hooks" in name) or name == "_modules"):
             clone.__dict__[name] = value.copy()
     return clone
 

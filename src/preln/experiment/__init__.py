@@ -1,0 +1,9 @@
+"""Studies: hypotheses fixed in YAML, steps that survive a kill, verdicts from stored tables."""
+
+from __future__ import annotations
+
+from preln.experiment.run import default_out, run_study
+from preln.experiment.store import RunStore, Step
+from preln.experiment.study import Study, read_study
+
+__all__ = ["RunStore", "Step", "Study", "default_out", "read_study", "run_study"]

@@ -1,0 +1,103 @@
+"""What the steps of a study share: the model, its tokens, and the models made from it."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preln.base.files import read_json
+from preln.data import describe, fingerprint, load_tokens
+from preln.experiment.store import RunStore
+from preln.experiment.study import Data, Healing, Study, healed_name
+from preln.heal import apply_trained
+from preln.models import anatomy, drop_blocks, load_model, model_fingerprint
+from preln.prune import read_plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+class Lab:
+    """Loads each thing once, when a step first asks for it.
+
+    Args:
+        study: The study.
+        store: The run folder that finished steps are read from.
+    """
+
+    def __init__(self, study: Study, store: RunStore) -> None:
+        self.study, self.store = study, store
+
+    @functools.cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        study = self.study
+        return load_model(study.model, device=study.device, dtype=study.dtype, seed=study.seed)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The unpruned model."""
+        return self._loaded[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+        return self._loaded[1]
+
+    @functools.cached_property
+    def num_blocks(self) -> int:
+        """Number of blocks of the unpruned model."""
+        return anatomy(self.model).num_blocks
+
+    @functools.cached_property
+    def tokens(self) -> dict[str, Tensor]:
+        """Token windows ``[n, T]`` of every data set of the study, by name."""
+        found = {}
+        for name in Data.model_fields:
+            spec = getattr(self.study.data, name)
+            found[name] = load_tokens(
+                spec.source,
+                self.tokenizer,
+                sequences=spec.sequences,
+                length=spec.length,
+                seed=spec.seed,
+                split=spec.split,
+            )
+        return found
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """Hashes of the model and of every data set: what results depend on beside the study's text."""
+        study = self.study
+        return {
+            "model": {"name": study.model, "sha256": model_fingerprint(self.model)},
+            "data": {
+                name: {
+                    "source": describe(getattr(study.data, name).source),
+                    "sha256": fingerprint(tokens),
+                    "shape": list(tokens.shape),
+                }
+                for name, tokens in self.tokens.items()
+            },
+            "attn_implementation": str(getattr(self.model.config, "_attn_implementation", None)),
+        }
+
+    def pruned(self, name: str) -> PreTrainedModel:
+        """The pruned model of a finished prune step."""
+        return drop_blocks(self.model, read_plan(self.store.root / f"prune-{name}" / "plan.yaml").drop)
+
+    def healed(self, pruned: str, healing: Healing) -> PreTrainedModel:
+        """The healed model of a finished heal step."""
+        from safetensors.torch import load_file
+
+        folder = self.store.root / f"heal-{healed_name(pruned, healing)}"
+        return apply_trained(self.pruned(pruned), healing.recipe, load_file(folder / "weights.safetensors"))
+
+    def result(self, step: str) -> dict[str, Any]:
+        """The ``result.json`` of a finished step."""
+        return read_json(self.store.root / step / "result.json")
+
+    def path(self, step: str, file: str) -> Path:
+        """A file of a finished step."""
+        return self.store.root / step / file

@@ -1,0 +1,122 @@
+"""Carry out a study: finished steps are kept, the rest is done, and a killed run continues."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from preln.base.errors import InputError
+from preln.base.files import read_json, write_json
+from preln.base.provenance import now, provenance
+from preln.experiment.lab import Lab
+from preln.experiment.pipeline import build_steps
+from preln.experiment.store import RunStore
+from preln.experiment.study import Study, write_study
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def run_study(study: Study, out: str | os.PathLike[str]) -> dict[str, Any]:
+    """Run every step of ``study`` that is not finished under ``out``, one after another.
+
+    Args:
+        study: The study; see :func:`preln.experiment.read_study`.
+        out: The run folder. It may hold an earlier, unfinished or different run of the same study.
+
+    Returns:
+        ``{"run", "steps", "ran", "reused", "seconds", "verdicts"}``.
+
+    Raises:
+        InputError: The folder belongs to another study or another process, a stored file was changed, or
+            the study asks for what cannot be had.
+    """
+    store = RunStore(out)
+    _check_owner(store, study)
+    begin = time.perf_counter()
+    lab = Lab(study, store)
+    lab.model  # noqa: B018  an unknown model is refused before anything is written
+    steps = build_steps(lab)
+    with store.locked():
+        manifest = _open_manifest(store, study, lab)
+        ran: list[str] = []
+        for number, step in enumerate(steps, 1):
+            place = f"[{number}/{len(steps)}] {step.id}"
+            if store.is_finished(step):
+                _say(f"{place}: kept")
+                continue
+            _say(f"{place}: …")
+            seconds = store.execute(step)
+            ran.append(step.id)
+            _say(f"{place}: {seconds:.1f} s")
+        if ran or manifest["status"] != "finished":
+            manifest |= {"status": "finished", "end": now(), "steps": [s.id for s in steps]}
+            write_json(store.root / "manifest.json", manifest)
+    verdicts = []
+    if study.hypotheses:
+        verdicts = read_json(store.root / "decide" / "verdicts.json")["verdicts"]
+    return {
+        "run": str(out),
+        "steps": len(steps),
+        "ran": ran,
+        "reused": len(steps) - len(ran),
+        "seconds": round(time.perf_counter() - begin, 3),
+        "verdicts": {v["id"]: v["status"] for v in verdicts},
+    }
+
+
+def _check_owner(store: RunStore, study: Study) -> None:
+    """Refuse a folder that holds something else than a run of this study."""
+    if store.root.is_file():
+        raise InputError(f"{store.root}: is a file, not a folder: name another --out")
+    path = store.root / "manifest.json"
+    if path.is_file():
+        name = read_json(path).get("study")
+        if name != study.name:
+            raise InputError(
+                f"{store.root}: holds a run of {name!r}, not of {study.name!r}: name another --out"
+            )
+    elif store.root.is_dir() and any(not p.name.startswith(".") for p in store.root.iterdir()):
+        raise InputError(f"{store.root}: the folder is not empty and holds no run: name another --out")
+
+
+def _open_manifest(store: RunStore, study: Study, lab: Lab) -> dict[str, Any]:
+    """The manifest of a run that continues, or a new one, together with the resolved study."""
+    path = store.root / "manifest.json"
+    identity = {
+        "study": study.name,
+        "model": lab.identity["model"] | {"blocks": lab.num_blocks},
+        "data": lab.identity["data"],
+        "device": study.device,
+        "dtype": study.dtype,
+        "attn_implementation": lab.identity["attn_implementation"],
+        "seeds": {"study": study.seed},
+    }
+    if path.is_file():
+        manifest = read_json(path)
+        if all(manifest.get(key) == value for key, value in identity.items()):
+            if (store.root / "config.yaml").read_text(encoding="utf-8") == _resolved(study):
+                return manifest
+            manifest["status"] = "running"
+            write_study(study, store.root / "config.yaml")
+            write_json(path, manifest)
+            return manifest
+    manifest = {**provenance(), **identity, "status": "running", "end": None}
+    write_study(study, store.root / "config.yaml")
+    write_json(path, manifest)
+    return manifest
+
+
+def _resolved(study: Study) -> str:
+    from preln.experiment.study import study_text
+
+    return study_text(study)
+
+
+def default_out(study_path: str | os.PathLike[str]) -> Path:
+    """Where a study goes when no folder is named: ``runs/<name of its file>``."""
+    return Path("runs") / Path(study_path).stem

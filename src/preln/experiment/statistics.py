@@ -1,0 +1,60 @@
+"""The registry of statistics: plain functions from stored tables to a number that decides a hypothesis.
+
+A function here turns tables into a :class:`Measured`; the study file says which statistic decides, on which
+side of which threshold. No threshold stands in code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from preln.base.errors import InputError
+from preln.base.stats import resample_indices
+from preln.experiment.decisions import Measured
+
+if TYPE_CHECKING:
+    from preln.experiment.lab import Lab
+
+Statistic = Callable[["Lab"], Measured]
+STATISTICS: dict[str, dict[str, tuple[Statistic, str]]] = {}
+
+
+def statistic(claim: str, name: str, meaning: str) -> Callable[[Statistic], Statistic]:
+    """Register a statistic that can decide a hypothesis, with its meaning in words."""
+
+    def register(function: Statistic) -> Statistic:
+        STATISTICS.setdefault(claim, {})[name] = (function, meaning)
+        return function
+
+    return register
+
+
+class MissingData(InputError):
+    """The study did not measure what a statistic needs."""
+
+
+def probe_sequences(lab: Lab, measure: str, site: str = "block") -> pd.DataFrame:
+    """Per-sequence values of a probe measure, ``[layer, sequence]``."""
+    table = pd.read_parquet(lab.path("probe", "sequences.parquet"))
+    wanted = (table["measure"] == measure) & (table["site"] == site) & (table["statistic"] == "mean")
+    if not wanted.any():
+        raise MissingData(f"the probe did not take {measure} at {site}")
+    return table[wanted].pivot(index="layer", columns="sequence", values="value").sort_index()
+
+
+def resampled_means(values: pd.DataFrame, seed: int) -> np.ndarray:
+    """Row means of each resample of the columns, ``[draws, rows]``."""
+    picks = resample_indices(values.shape[1], seed=seed)
+    counts = np.stack([np.bincount(row, minlength=values.shape[1]) for row in picks])
+    return counts @ values.to_numpy().T / values.shape[1]
+
+
+def resampled_losses(losses: pd.DataFrame, weights: np.ndarray, seed: int) -> np.ndarray:
+    """Token-weighted mean losses of each resample of the sequences, ``[draws, names]``, paired."""
+    picks = resample_indices(losses.shape[1], seed=seed)
+    counts = np.stack([np.bincount(row, minlength=losses.shape[1]) for row in picks]) * weights
+    return counts @ losses.to_numpy().T / counts.sum(axis=1, keepdims=True)

@@ -1,0 +1,173 @@
+"""A run folder: one folder a finished step, never rewritten; an unfinished step leaves nothing to read."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preln.base.errors import InputError
+from preln.base.files import hash_tree, read_json, staged_directory, write_json
+
+RECORD = "step.json"
+SUPERSEDED = ".superseded"
+WORK = ".work"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One unit of work.
+
+    Attributes:
+        id: Name of its folder.
+        kind: What it does, such as ``probe``.
+        inputs: All that its result depends on, as plain data.
+        needs: Ids of the steps whose results it reads.
+        work: Called with the folder to fill and a folder that survives a kill; returns nothing.
+    """
+
+    id: str
+    kind: str
+    inputs: dict[str, Any]
+    needs: tuple[str, ...]
+    work: Callable[[Path, Path], None]
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of plain data in canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class RunStore:
+    """The folder of one run.
+
+    Args:
+        root: The run folder; made if absent.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+
+    def record(self, step_id: str) -> dict[str, Any] | None:
+        """The record of a finished step, or None."""
+        path = self.root / step_id / RECORD
+        return read_json(path) if path.is_file() else None
+
+    def verified(self, step_id: str) -> dict[str, Any]:
+        """The record of a finished step whose files still have the hashes written down with them.
+
+        Raises:
+            InputError: The step is not finished, or a file was changed or lost.
+        """
+        record = self.record(step_id)
+        if record is None:
+            raise InputError(f"{self.root}: step {step_id} is not finished: run the study again")
+        found = hash_tree(self.root / step_id)
+        found.pop(RECORD, None)
+        for name, expected in record["files"].items():
+            if found.get(name) != expected:
+                state = "is missing" if name not in found else "was changed"
+                folder = self.root / step_id
+                raise InputError(
+                    f"{folder / name}: {state} since it was written: remove {folder} and run the study again"
+                )
+        return record
+
+    def inputs_hash(self, step: Step) -> str:
+        """Hash of a step's inputs and of those of all steps that it needs."""
+        needed = {name: (self.record(name) or {}).get("inputs_hash") for name in step.needs}
+        return digest({"kind": step.kind, "inputs": step.inputs, "needs": needed})
+
+    def is_finished(self, step: Step) -> bool:
+        """Whether the step's result is there for exactly these inputs, whole and unchanged.
+
+        Raises:
+            InputError: A stored file was changed or lost.
+        """
+        record = self.record(step.id)
+        if record is None or record["inputs_hash"] != self.inputs_hash(step):
+            return False
+        self.verified(step.id)
+        return True
+
+    def execute(self, step: Step) -> float:
+        """Run a step and store its result; returns the seconds it took.
+
+        A result for other inputs is set aside under ``.superseded``, never changed.
+        """
+        key = self.inputs_hash(step)
+        self._set_aside(step.id)
+        workspace = self.root / WORK / f"{step.id}-{key[:12]}"
+        workspace.mkdir(parents=True, exist_ok=True)
+        begin = time.perf_counter()
+        with staged_directory(self.root / step.id) as folder:
+            step.work(folder, workspace)
+            seconds = time.perf_counter() - begin
+            write_json(
+                folder / RECORD,
+                {
+                    "id": step.id,
+                    "kind": step.kind,
+                    "status": "finished",
+                    "seconds": round(seconds, 3),
+                    "inputs_hash": key,
+                    "inputs": step.inputs,
+                    "needs": list(step.needs),
+                    "files": hash_tree(folder),
+                },
+            )
+        _remove_tree(workspace)
+        return seconds
+
+    def _set_aside(self, step_id: str) -> None:
+        folder, record = self.root / step_id, self.record(step_id)
+        if not folder.exists():
+            return
+        suffix = record["inputs_hash"][:12] if record else "unfinished"
+        target = self.root / SUPERSEDED / f"{step_id}-{suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            _remove_tree(target)
+        os.replace(folder, target)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run folder for this process.
+
+        Raises:
+            InputError: Another process holds it, or it cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = (self.root / ".lock").open("a+")
+        except OSError as error:
+            raise InputError(
+                f"{self.root}: cannot be written ({error.strerror}): name another --out"
+            ) from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(
+                    f"{self.root}: another run is writing here: wait, or name another --out"
+                ) from error
+            for stale in self.root.glob(".*.part"):  # what a killed process left behind
+                _remove_tree(stale)
+            yield
+
+
+def _remove_tree(path: Path) -> None:
+    import shutil
+
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

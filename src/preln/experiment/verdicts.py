@@ -1,0 +1,30 @@
+"""Verdicts: a hypothesis of the ledger, the rule that a study fixed for it, and the numbers that it found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+# imported for their registrations
+from preln.experiment import depth_statistics, loss_statistics
+from preln.experiment.decisions import as_row
+from preln.experiment.statistics import STATISTICS, MissingData
+from preln.experiment.study import Hypothesis
+
+if TYPE_CHECKING:
+    from preln.experiment.lab import Lab
+
+__all__ = ["STATISTICS", "decide", "depth_statistics", "loss_statistics"]
+
+
+def decide(hypothesis: Hypothesis, lab: Lab) -> dict[str, Any]:
+    """The verdict on one hypothesis; ``untested`` with the reason where the study lacks what it needs."""
+    from preln.theory.ledger import registry
+
+    claim = registry()[hypothesis.id]
+    function, meaning = STATISTICS[hypothesis.id][hypothesis.statistic]
+    rule = {**hypothesis.model_dump(), "meaning": meaning}
+    described = {"id": claim.id, "statement": claim.statement, "source": claim.source}
+    try:
+        return as_row(function(lab), claim=described, rule=rule)
+    except MissingData as error:
+        return as_row(None, claim=described, rule=rule, missing=str(error))

@@ -1,0 +1,131 @@
+"""The options of every verb. Nothing heavy is imported, so that ``preln --help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+_DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
+_MODEL = "hub id, checkpoint folder, .gguf file, smollm2-135m, or tiny:llama and its like"
+_DATA = "docstrings, a .jsonl[.gz] or .txt[.gz] path, or a hub data set id"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Name what is wrong and where help is, and exit with 2."""
+        self.exit(2, f"{self.prog}: {message}: see {self.prog} --help\n")
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return value
+
+
+def seed(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return value
+
+
+def _with_data(parser: Parser, *, default: str | None = "docstrings", sequences: int = 8) -> None:
+    parser.add_argument("--data", metavar="SRC", default=default, help=f"{_DATA} (default: {default})")
+    parser.add_argument(
+        "--sequences", type=count, default=sequences, help="token windows (default: %(default)s)"
+    )
+    parser.add_argument("--length", type=count, default=128, help="tokens in a window (default: %(default)s)")
+
+
+def _add(verbs: Any, version: str, name: str, text: str, *, model: bool = True) -> Parser:
+    parser: Parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.add_argument("--version", action="version", version=f"preln {version}")
+    if model:
+        parser.add_argument("model", metavar="MODEL", help=_MODEL)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: %(default)s)")
+    parser.add_argument("--dtype", default="float32", choices=_DTYPES, help="default: %(default)s")
+    parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
+    parser.add_argument("--out", metavar="DIR", help="folder to write to")
+    parser.add_argument("--json", action="store_true", help="end stdout with one line holding a JSON object")
+    return parser
+
+
+def build_parser(version: str) -> Parser:
+    """The whole command line."""
+    parser = Parser(
+        prog="preln",
+        description="Proofs about Pre-LN gradient flow, and measurements that put them to the test.",
+        epilog="Exit codes: 0 done; 1 something expected does not hold; 2 bad input; 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"preln {version}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    verify = _add(verbs, version, "verify", "derive, decide and property-test the theorems", model=False)
+    verify.add_argument("ids", metavar="ID", nargs="*", help="claims to decide (default: all)")
+    verify.add_argument("--profile", choices=("quick", "full"), default="quick", help="default: %(default)s")
+
+    probe = _add(verbs, version, "probe", "measure gradient flow through a model")
+    _with_data(probe)
+    probe.add_argument("--measures", help="comma-separated names (default: all that the model allows)")
+
+    score = _add(verbs, version, "score", "importance of every block under each metric")
+    _with_data(score)
+    score.add_argument(
+        "--metrics", default="all", help="comma-separated names, or all (default: %(default)s)"
+    )
+
+    prune = _add(verbs, version, "prune", "cut blocks out and write a plain checkpoint")
+    _with_data(prune)
+    prune.add_argument("--metric", help="criterion that chooses the blocks; with --drop")
+    prune.add_argument("--drop", type=int, metavar="N", help="how many blocks to remove; with --metric")
+    prune.add_argument("--layers", help="blocks to remove, counted from 0; 20-23 is half-open: 20, 21, 22")
+    prune.add_argument("--plan", metavar="YAML", help="a plan.yaml written earlier")
+    prune.add_argument("--protect", default="none", help="none, uidl, sleb, shortened-plus, finercut")
+
+    heal = _add(verbs, version, "heal", "recover a pruned model")
+    _with_data(heal, sequences=256)
+    heal.add_argument("--recipe", required=True, help="head, partial-1, partial-2, partial-3, lora, …")
+    heal.add_argument("--steps", type=count, help="optimizer steps (default: the recipe's)")
+    heal.add_argument("--batch-size", type=count, help="rows in a step (default: the recipe's)")
+    heal.add_argument("--learning-rate", type=positive, help="default: the recipe's")
+    heal.add_argument("--checkpoint-every", type=count, help="steps between checkpoints")
+    heal.add_argument("--validation-sequences", type=count, default=8, help="default: %(default)s")
+    heal.add_argument(
+        "--adapter", action="store_true", help="write a PEFT adapter instead of the merged model"
+    )
+
+    evaluate = _add(verbs, version, "evaluate", "perplexity and lm-eval tasks")
+    _with_data(evaluate, default=None)
+    evaluate.add_argument("--tasks", help="comma-separated lm-eval tasks, such as piqa,arc_easy")
+    evaluate.add_argument("--limit", type=count, help="documents a task (default: all)")
+    evaluate.add_argument(
+        "--source", default="auto", help="where benchmark rows come from (default: %(default)s)"
+    )
+
+    run = _add(verbs, version, "run", "carry out a study; the same command continues it", model=False)
+    run.add_argument("study", metavar="STUDY.yaml")
+    run.add_argument("--engine", choices=("local",), default="local", help="default: %(default)s")
+
+    report = _add(verbs, version, "report", "one page, figures and tables from finished runs", model=False)
+    report.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
+
+    _add(verbs, version, "sources", "list the models and data that can be fetched", model=False)
+    return parser
