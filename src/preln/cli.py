@@ -96,7 +96,9 @@ def score(arguments: argparse.Namespace) -> Outcome:
 
 def prune(arguments: argparse.Namespace) -> Outcome:
     """Cut blocks out of a model and write a plain checkpoint."""
-    from preln.prune import plan_for, prune_model, write_checkpoint
+    from preln.models import licence_of
+    from preln.prune import plan_for, write_checkpoint
+    from preln.prune import prune as cut
 
     if not arguments.out:
         raise InputError("--out is missing: name the folder for the pruned checkpoint")
@@ -114,7 +116,8 @@ def prune(arguments: argparse.Namespace) -> Outcome:
         seed=arguments.seed,
     )
     print(plan.describe(), flush=True)
-    write_checkpoint(prune_model(model, plan=plan), tokenizer, plan, arguments.out)
+    licence = licence_of(arguments.model)
+    write_checkpoint(cut(model, plan=plan), tokenizer, plan, arguments.out, licence=licence)
     return {"out": arguments.out, "drop": list(plan.drop), "keep": list(plan.keep)}, DONE
 
 
@@ -204,7 +207,7 @@ def sources(_arguments: argparse.Namespace) -> Outcome:
     for kind, entries in found.items():
         print(f"{kind}:")
         for entry in entries:
-            print(f"  {entry['name']}: {entry['summary']}")
+            print(f"  {entry['name']}: {entry['from']} (needs {entry['needs']})")
     return found, DONE
 
 
@@ -213,6 +216,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from preln.options import build_parser
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():  # the libraries' own bars, which do not look
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     verbs: dict[str, Callable[[argparse.Namespace], Outcome]] = {
         f.__name__: f for f in (verify, probe, score, prune, heal, evaluate, run, report, sources)
     }
@@ -233,3 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from preln.models.inspect import anatomy, require_pre_ln
 from preln.models.load import check_finite, load_model, model_fingerprint
 from preln.models.loss import losses_from_logits, target_mask, token_losses
-from preln.models.packaged import PACKAGED, list_models
+from preln.models.packaged import PACKAGED, licence_of, list_models
 from preln.models.placement import replay
 from preln.models.structure import Anatomy, Parts, Tracer, find_blocks, hidden_of
 from preln.models.surgery import check_drop, drop_blocks, is_tied, untie_head, view
@@ -24,6 +24,7 @@ __all__ = [
     "find_blocks",
     "hidden_of",
     "is_tied",
+    "licence_of",
     "list_models",
     "load_model",
     "losses_from_logits",

@@ -40,23 +40,28 @@ PACKAGED = {
 
 
 def list_models() -> list[dict[str, str]]:
-    """What :func:`preln.models.load_model` takes beside hub ids and local files: name, origin, licence, summary."""
-    packaged = [
+    """What :func:`preln.models.load_model` takes, one row each, for people to read."""
+    rows = [
         {
             "name": name,
-            "origin": f"Python package {entry.package} {entry.version}, sha256 {entry.wheel_sha256}",
-            "licence": entry.licence,
-            "summary": f"{entry.summary}; {entry.licence}, in the Python package {entry.package} {entry.version}",
+            "from": f"{entry.summary}; Python package {entry.package} {entry.version}, {entry.licence}",
+            "needs": "the Python package index, once",
         }
         for name, entry in sorted(PACKAGED.items())
     ]
-    tiny = {
-        "name": "tiny:NAME[:BLOCKS]",
-        "origin": "made here",
-        "licence": "none needed",
-        "summary": f"random weights, no download: {', '.join(sorted(ARCHITECTURES))}",
-    }
-    return [*packaged, tiny]
+    architectures = ", ".join(sorted(ARCHITECTURES))
+    return [
+        *rows,
+        {"name": "tiny:NAME[:BLOCKS]", "from": f"random weights: {architectures}", "needs": "nothing"},
+        {"name": "FOLDER", "from": "a Hugging Face checkpoint in safetensors", "needs": "nothing"},
+        {"name": "FILE.gguf", "from": "a GGUF checkpoint, converted once", "needs": "nothing"},
+        {"name": "OWNER/NAME", "from": "the model hub", "needs": "network"},
+    ]
+
+
+def licence_of(spec: str) -> str | None:
+    """The licence of a packaged model, None for others."""
+    return PACKAGED[spec].licence if spec in PACKAGED else None
 
 
 def convert_gguf(source: Path, target: Path) -> Path:

@@ -1,0 +1,161 @@
+"""Carrying a plan out: a new plain model, and a checkpoint that is on disk only once it has been proved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from preln.base.errors import InputError
+from preln.base.files import staged_directory, write_text
+from preln.models import drop_blocks, find_blocks
+from preln.prune.card import model_card
+from preln.prune.plan import Plan, plan_layers, write_plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_NEW_TOKENS = 8
+
+
+def prune(
+    model: PreTrainedModel, drop: Iterable[int] | None = None, *, plan: Plan | None = None
+) -> PreTrainedModel:
+    """A new plain Hugging Face model without some blocks; the given one is untouched.
+
+    Args:
+        model: A causal model.
+        drop: Blocks to remove, counted from 0; or
+        plan: a plan made for a model with as many blocks.
+
+    Raises:
+        InputError: Neither or both given, blocks that make no sense, or a plan for another depth.
+    """
+    if (drop is None) == (plan is None):
+        raise InputError("prune: give either the blocks to drop or a plan")
+    count = len(find_blocks(model)[1])
+    if plan is None:
+        plan = plan_layers(drop or [], count)
+    if plan.num_blocks != count:
+        raise InputError(f"plan: made for {plan.num_blocks} blocks, but this model has {count}")
+    return drop_blocks(model, plan.drop)
+
+
+def write_checkpoint(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    plan: Plan,
+    out: str | os.PathLike[str],
+    *,
+    licence: str | None = None,
+) -> Path:
+    """Write a pruned model as a plain checkpoint with ``plan.yaml`` and a model card, after proving it.
+
+    It is saved beside ``out``, loaded again by plain ``AutoModelForCausalLM``, its logits are compared with
+    those of ``model``, and it generates with the cache on and off; only then it takes its place.
+
+    Args:
+        model: The pruned model, as :func:`prune` returns it.
+        tokenizer: Saved along, if given.
+        plan: What was done.
+        out: Folder to make.
+        licence: Licence of the source model, for the card.
+
+    Raises:
+        InputError: The model has not the depth that the plan leaves, ``out`` is taken, or the saved
+            checkpoint does not reproduce the model: then nothing is left behind.
+    """
+    count = len(find_blocks(model)[1])
+    if count != len(plan.keep):
+        raise InputError(f"plan: leaves {len(plan.keep)} blocks, but the model to write has {count}")
+    with staged_directory(out) as folder:
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        write_plan(plan, folder / "plan.yaml")
+        write_text(folder / "README.md", model_card(model, plan, licence=licence))
+        check_checkpoint(folder, model)
+    return Path(out)
+
+
+@torch.no_grad()
+def check_checkpoint(folder: str | os.PathLike[str], model: PreTrainedModel) -> None:
+    """Prove that plain transformers gets ``model`` back from ``folder``, and that it generates with a cache.
+
+    Raises:
+        InputError: It does not load, its logits differ, or cached generation departs from uncached.
+    """
+    from transformers import AutoModelForCausalLM
+
+    settings: dict[str, Any] = {"dtype": model.dtype, "local_files_only": True}
+    attention = getattr(model.config, "_attn_implementation", None)
+    if attention is not None:
+        settings["attn_implementation"] = attention
+    try:
+        loaded, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+    except Exception as error:  # whatever a loader raises, the checkpoint is not one that users can load
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"checkpoint: plain transformers does not load it: {first}") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report.get(kind):
+            name = sorted(map(str, report[kind]))[0]
+            raise InputError(f"checkpoint: {kind.replace('_', ' ')} on reload: {name}")
+    loaded = loaded.to(model.device).eval()
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(0, vocabulary, (2, 12), generator=torch.Generator().manual_seed(0)).to(model.device)
+    training = model.training
+    try:
+        model.eval()
+        expected = model(input_ids=ids, use_cache=False).logits
+    finally:
+        model.train(training)
+    found = loaded(input_ids=ids, use_cache=False).logits
+    worst = _difference(found, expected)
+    if not worst <= 1e-5:
+        raise InputError(f"checkpoint: logits after reloading differ by {worst:.1e} of their size")
+    _check_cache(loaded, ids)
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    """``max|a - b| / max|b|``; NaN when either holds NaN."""
+    return float((a.float() - b.float()).abs().max() / b.float().abs().max().clamp_min(1e-30))
+
+
+def _check_cache(model: PreTrainedModel, ids: Tensor) -> None:
+    """Greedy generation with the cache on against the cache off, by the logits of each new token.
+
+    Tokens alone are no test: two near-equal logits may swap by rounding. Steps are compared until the first
+    one whose token differs, which is legitimate only where the logits agree.
+    """
+    from transformers import GenerationConfig
+
+    runs = []
+    for use_cache in (True, False):
+        settings = GenerationConfig(
+            max_new_tokens=_NEW_TOKENS,
+            min_new_tokens=_NEW_TOKENS,
+            do_sample=False,
+            use_cache=use_cache,
+            return_dict_in_generate=True,
+            output_logits=True,
+            pad_token_id=0,
+        )
+        try:
+            runs.append(model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings))
+        except Exception as error:  # generation breaks in many ways when cache indices are wrong
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(f"checkpoint: generation fails with use_cache={use_cache}: {first}") from error
+    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2
+    for step, (cached, plain) in enumerate(zip(runs[0].logits, runs[1].logits, strict=True)):
+        worst = _difference(cached, plain)
+        if not worst <= tolerance:
+            raise InputError(
+                f"checkpoint: with the cache, new token {step} has other logits ({worst:.1e})"
+            )
+        place = ids.shape[1] + step
+        if not torch.equal(runs[0].sequences[:, place], runs[1].sequences[:, place]):
+            break

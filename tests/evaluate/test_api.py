@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+import preln
+from preln.base.errors import InputError
+from preln.data import fingerprint
+from preln.evaluate import evaluate, write_results
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def result(tiny, rows_folder):
+    model, tokenizer = tiny
+    tokens = torch.arange(48).reshape(3, 16)
+    return evaluate(
+        model, tokenizer, ["piqa", "arc_easy"], tokens=tokens, limit=3, source=rows_folder, name="dense"
+    )
+
+
+def test_the_room_can_be_called_by_its_own_name(tiny):
+    called = preln.evaluate(tiny[0], tokens=torch.arange(32).reshape(2, 16))
+    assert called["perplexity"]["tokens"] == 30
+
+
+def test_stored_results_hold_the_numbers_and_lm_evals_own_beside_them(result, tmp_path):
+    path = write_results(result, tmp_path / "out")
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    assert stored["model"] == "dense"
+    assert stored["tasks"] == result["tasks"]
+    assert set(stored["tasks"]["piqa"]) == {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr", "n"}
+    assert stored["mean_acc"] == pytest.approx(sum(t["acc"] for t in stored["tasks"].values()) / 2)
+    assert stored["source"]["piqa"]["kind"] == "folder"
+    assert stored["perplexity"]["fingerprint"] == fingerprint(torch.arange(48).reshape(3, 16))
+    assert stored["perplexity"]["tokens"] == 45
+    own = json.loads((tmp_path / "out" / "lm_eval.json").read_text(encoding="utf-8"))
+    assert own["results"]["piqa"]["acc,none"] == stored["tasks"]["piqa"]["acc"]
+    assert own["n-shot"]["piqa"] == 0
+    documents = pd.read_parquet(tmp_path / "out" / "documents.parquet")
+    assert documents.equals(result["documents"])
+    assert len(pd.read_parquet(tmp_path / "out" / "sequences.parquet")) == 3
+    assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
+
+
+def test_perplexity_alone_needs_no_tokenizer(tiny, tmp_path):
+    model, _ = tiny
+    alone = evaluate(model, tokens=torch.arange(32).reshape(2, 16))
+    assert alone["mean_acc"] is None
+    write_results(alone, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["results.json", "sequences.parquet"]
+
+
+def test_nothing_to_do_and_a_missing_tokenizer_are_refused(tiny):
+    model, _ = tiny
+    with pytest.raises(InputError, match="nothing to evaluate"):
+        evaluate(model)
+    with pytest.raises(InputError, match="tokenizer"):
+        evaluate(model, tasks=["piqa"])
