@@ -40,13 +40,13 @@ def study_values(corpus):
         "heal": [
             {
                 "recipe": "partial-3",
-                "on": ["reverse-2", "block_influence-2"],
+                "models": ["reverse-2", "block_influence-2"],
                 "learning_rate": 1e-5,
                 "steps": 4,
                 "batch_size": 2,
                 "checkpoint_every": 1,
             },
-            {"recipe": "lora", "on": ["reverse-2"], "learning_rate": 1e-5, "steps": 4, "batch_size": 2},
+            {"recipe": "lora", "models": ["reverse-2"], "learning_rate": 1e-5, "steps": 4, "batch_size": 2},
         ],
         "hypotheses": [
             {

@@ -15,6 +15,7 @@ from preln.base.errors import InputError
 from preln.base.files import hash_tree
 from preln.experiment import RunStore, read_study, run_study
 from preln.experiment import steps as work
+from preln.experiment.export import export_run
 
 pytestmark = pytest.mark.integration
 VOLATILE = ("step.json", "manifest.json", "training.parquet", "ledger.json")
@@ -103,7 +104,7 @@ def test_an_interrupted_run_continues_to_the_same_results(study_values, write_ya
 
 def test_a_run_killed_while_healing_continues_from_its_checkpoint(study_values, write_yaml, tmp_path):
     study_values["heal"][0]["steps"] = 60
-    study_values["heal"][0]["on"] = ["reverse-2"]
+    study_values["heal"][0]["models"] = ["reverse-2"]
     path = write_yaml(study_values)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = [sys.executable, "-m", "preln.cli", "run", str(path), "--out", str(broken)]
@@ -182,3 +183,22 @@ def test_the_shipped_study_is_well_formed():
     assert yaml.safe_load(path.read_text())["name"] == study.name == "quickstart"
     wanted = "ATTEN-HIDDEN ATTEN-PARAM SIGMA B-LT1 PREDICTS REVERSE-RAW REVERSE-HEALED LAST PARTIAL"
     assert {h.id for h in study.hypotheses} == {f"HYP-{name}" for name in wanted.split()}
+
+
+def test_an_export_leaves_weights_out_and_says_so(study_values, write_yaml, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "results"
+    run_study(read_study(write_yaml(study_values)), run)
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["git"]["dirty"] = True
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="uncommitted code"):
+        export_run(run, out)
+    assert not out.exists()
+    manifest["git"]["dirty"] = False
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    export_run(run, out)
+    assert not list(out.rglob("*.safetensors"))
+    record = RunStore(out).verified("heal-reverse-2-lora")
+    assert set(record["left_out"]) == {"weights.safetensors"}
+    assert (out / "decide" / "verdicts.json").read_bytes() == (run / "decide" / "verdicts.json").read_bytes()
+    export_run(run, out)

@@ -31,7 +31,7 @@ def change(values, path, value):
         (["data", "calibration", "lenght"], 1, r"data\.calibration\.lenght: unknown key"),
         (["data", "calibration", "sequences"], 1, r"data\.calibration\.sequences"),
         (["data", "calibration", "sequences"], "4", r"data\.calibration\.sequences"),
-        (["heal", 0, "on"], ["magnitude-2"], "none of the pruned models"),
+        (["heal", 0, "models"], ["magnitude-2"], "none of the pruned models"),
         (["heal", 1, "recipe"], "partial-3", "would run twice"),
         (["prune", "metrics"], ["reverse", "reverse"], "named twice"),
         (["tasks"], {"names": ["piqa"], "models": ["nobody"]}, "no model of this study"),

@@ -165,8 +165,8 @@ def test_reverse_raw_compares_with_the_best_other_metric_in_pairs(run):
 
 
 def test_reverse_healed_takes_the_recipe_that_healed_most_metrics(tmp_path):
-    both = Healing(recipe="partial-3", on=("reverse-2", "random-2"), steps=1, batch_size=1)
-    one = Healing(recipe="lora", on=("reverse-2",), steps=1, batch_size=1)
+    both = Healing(recipe="partial-3", models=("reverse-2", "random-2"), steps=1, batch_size=1)
+    one = Healing(recipe="lora", models=("reverse-2",), steps=1, batch_size=1)
     run = Run(tmp_path, [one, both])
     run.losses("heal-reverse-2-partial-3", np.full(N, 2.0))
     run.losses("heal-random-2-partial-3", np.full(N, 3.0))
@@ -202,7 +202,7 @@ def test_prediction_correlates_two_independent_tables(run):
 
 def test_partial_against_lora_needs_equal_tokens_and_the_published_rate(tmp_path):
     def entry(recipe, **more):
-        return Healing(recipe=recipe, on=("reverse-2",), batch_size=1, **{"steps": 1, **more})
+        return Healing(recipe=recipe, models=("reverse-2",), batch_size=1, **{"steps": 1, **more})
 
     run = Run(tmp_path, [entry("partial-3", learning_rate=1e-5), entry("lora", learning_rate=1e-5)])
     run.losses("heal-reverse-2-partial-3", np.full(N, 2.0))

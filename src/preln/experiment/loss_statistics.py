@@ -74,7 +74,7 @@ def reverse_healed(lab: Lab) -> Measured:
         steps = {
             metric: f"heal-{healed_name(pruned_name(metric, drop), entry)}"
             for metric in lab.study.prune.metrics
-            if pruned_name(metric, drop) in entry.on
+            if pruned_name(metric, drop) in entry.models
         }
         best = steps if len(steps) > len(best) else best
     return _gap_to_best(lab, best, "reverse", [f"{step}/sequences.parquet" for step in best.values()])
@@ -164,7 +164,7 @@ def _partial_against_lora(lab: Lab, *, published: bool) -> Measured:
     lora = [e for e in entries if e.recipe in ("lora", "reassess-lora")]
     for first in partial:
         for second in lora:
-            shared = [name for name in first.on if name in second.on]
+            shared = [name for name in first.models if name in second.models]
             same = (first.steps, first.batch_size) == (second.steps, second.batch_size)
             if shared and same:
                 names = (f"heal-{healed_name(shared[0], first)}", f"heal-{healed_name(shared[0], second)}")

@@ -79,7 +79,7 @@ def build_steps(lab: Lab) -> list[Step]:
                 )
             )
     for entry in study.heal:
-        for name in entry.on:
+        for name in entry.models:
             found.append(
                 step(
                     f"heal-{healed_name(name, entry)}",
@@ -88,7 +88,7 @@ def build_steps(lab: Lab) -> list[Step]:
                     (f"prune-{name}",),
                     **on_model,
                     data=data,
-                    **entry.model_dump(mode="json", exclude={"on", "checkpoint_every"}),
+                    **entry.model_dump(mode="json", exclude={"models", "checkpoint_every"}),
                 )
             )
     if study.tasks is not None:

@@ -134,7 +134,7 @@ def model_by_name(lab: Lab, name: str) -> Any:
     if name == DENSE:
         return lab.model
     for entry in lab.study.heal:
-        for pruned in entry.on:
+        for pruned in entry.models:
             if healed_name(pruned, entry) == name:
                 return lab.healed(pruned, entry)
     return lab.pruned(name)

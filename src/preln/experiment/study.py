@@ -52,7 +52,7 @@ class Healing(Strict):
     """One recipe and the pruned models it heals."""
 
     recipe: str
-    on: tuple[str, ...] = Field(min_length=1)
+    models: tuple[str, ...] = Field(min_length=1)
     label: str | None = None
     learning_rate: float | None = Field(default=None, gt=0)
     steps: int = Field(ge=1)
@@ -109,7 +109,7 @@ class Study(Strict):
             raise ValueError("prune: a metric or a number of blocks is named twice")
         healed: set[str] = set()
         for entry in self.heal:
-            for name in entry.on:
+            for name in entry.models:
                 if name not in pruned:
                     raise ValueError(f"heal: {name!r} is none of the pruned models {sorted(pruned)}")
                 if (whole := healed_name(name, entry)) in healed:

@@ -1,0 +1,19 @@
+"""What must hold, and why: definitions, derived Jacobians, spectra, bounds, a registry of claims."""
+
+from __future__ import annotations
+
+from preln.theory.claims import CLAIMS, Claim, Evidence, Registry, claim
+from preln.theory.ledger import Decided, Ledger, decide, registry, select
+
+__all__ = [
+    "CLAIMS",
+    "Claim",
+    "Decided",
+    "Evidence",
+    "Ledger",
+    "Registry",
+    "claim",
+    "decide",
+    "registry",
+    "select",
+]
