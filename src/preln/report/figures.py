@@ -1,0 +1,231 @@
+"""The gallery: which figures a run gives, with the words and the numbers that go with each.
+
+The drawing functions are here under one roof for notebooks::
+
+    from preln.report import figures
+    figures.depth_profile(preln.probe(model, batch), width="double")
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from preln.report.depth_figures import depth_profile, depth_table, norm_sigma, sigma_table
+from preln.report.healing_figures import curve_table, healing_curves, outcome_chart
+from preln.report.load import Run
+from preln.report.pruning_figures import damage_table, predicted_damage, rank_table, removal_order
+from preln.report.style import WIDTHS
+from preln.report.summary import outcomes, spearman
+from preln.report.tables import number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "FIGURES",
+    "Exhibit",
+    "FigureSpec",
+    "depth_profile",
+    "exhibits",
+    "healing_curves",
+    "norm_sigma",
+    "outcome_chart",
+    "predicted_damage",
+    "removal_order",
+]
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """A figure's name, words and functions.
+
+    Attributes:
+        name: file name without ending.
+        title: heading on the page.
+        caption: how to read it.
+        table: run -> the numbers plotted, or None where the run lacks them.
+        draw: (run, width) -> figure.
+        describe: numbers -> what the figure shows, for a reader who cannot see it.
+    """
+
+    name: str
+    title: str
+    caption: str
+    table: Callable[[Run], pd.DataFrame | None]
+    draw: Callable[[Run, str], Figure]
+    describe: Callable[[pd.DataFrame], str]
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A figure that a run does give: its spec, numbers, alternative text, and drawing at each width."""
+
+    spec: FigureSpec
+    table: pd.DataFrame
+    alt: str
+    drawings: dict[str, Figure]
+
+
+def exhibits(run: Run) -> list[Exhibit]:
+    """The figures for which the run holds the numbers, in the order of the page."""
+    found = []
+    for spec in FIGURES:
+        table = spec.table(run)
+        if table is not None and len(table):
+            drawings = {width: spec.draw(run, width) for width in WIDTHS}
+            found.append(Exhibit(spec, table, f"{spec.title}. {spec.describe(table)}", drawings))
+    return found
+
+
+def _sigma(run: Run) -> pd.DataFrame | None:
+    table = None if run.layers is None else sigma_table(run.layers)
+    # a bound without the exact value is no figure
+    return table if table is not None and (table["measure"] == "norm_sigma").any() else None
+
+
+def _predicted(run: Run) -> pd.DataFrame | None:
+    return None if run.scores is None or run.damage is None else damage_table(run.scores, run.damage)
+
+
+def _outcomes(run: Run) -> pd.DataFrame | None:
+    table = outcomes(run)
+    return table if (table["stage"] != "dense").any() else None
+
+
+def _chosen(run: Run) -> dict[str, list[int]]:
+    """The largest set of blocks removed under each metric."""
+    chosen: dict[str, list[int]] = {}
+    for prune in run.prunes:
+        metric, drop = str(prune["metric"]), [int(block) for block in prune["drop"]]
+        if len(drop) > len(chosen.get(metric, [])):
+            chosen[metric] = drop
+    return chosen
+
+
+def _describe_depth(table: pd.DataFrame) -> str:
+    parts = []
+    for name, rows in table.groupby("measure", sort=False):
+        first, last = rows.iloc[0], rows.iloc[-1]
+        parts.append(
+            f"{name} goes from {number(first['value'])} at l = {first['layer']} "
+            f"to {number(last['value'])} at l = {last['layer']}"
+        )
+    return "; ".join(parts) + "."
+
+
+def _describe_sigma(table: pd.DataFrame) -> str:
+    exact = table[table["measure"] == "norm_sigma"]
+    top = exact.loc[exact["value"].idxmax()] if exact["value"].notna().any() else None
+    below = int((exact["value"] < 1).sum())
+    peak = (
+        ""
+        if top is None
+        else f" the largest, {number(top['value'])}, is at block {top['layer']} ({top['site']})."
+    )
+    return f"Sigma is below 1 at {below} of {len(exact)} norms;{peak}"
+
+
+def _describe_predicted(table: pd.DataFrame) -> str:
+    rho = spearman(table["score"], table["delta"])
+    worst = table.loc[table["delta"].idxmax()] if table["delta"].notna().any() else None
+    tail = (
+        ""
+        if worst is None
+        else f"; removing block {worst['layer']:.0f} costs most, {number(worst['delta'])} nats"
+    )
+    text = "undefined" if math.isnan(rho) else f"{rho:.2f}"
+    return f"Spearman rank correlation {text} over {len(table)} blocks{tail}."
+
+
+def _describe_outcomes(table: pd.DataFrame) -> str:
+    parts = []
+    for stage, words in (
+        ("dense", "dense"),
+        ("pruned", "least loss before healing"),
+        ("healed", "least after healing"),
+    ):
+        rows = table[(table["stage"] == stage) & table["loss"].notna()]
+        if len(rows):
+            row = rows.loc[rows["loss"].idxmin()]
+            how = ", ".join(name for name in (row["metric"], row["recipe"]) if name)
+            parts.append(f"{words} {number(row['loss'])}" + (f" ({how})" if how else ""))
+    return "; ".join(parts) + "."
+
+
+def _describe_order(table: pd.DataFrame) -> str:
+    firsts = table[table["rank"] == 0]
+    return (
+        "Removed first: " + "; ".join(f"{row.metric}: block {row.layer}" for row in firsts.itertuples()) + "."
+    )
+
+
+def _describe_curves(table: pd.DataFrame) -> str:
+    parts = [
+        f"{rows['recipe'].iloc[0]} after {rows['metric'].iloc[0]} goes from {number(rows['loss'].iloc[0])} "
+        f"to {number(rows['loss'].iloc[-1])}"
+        for _, rows in table.groupby("id", sort=True)
+    ]
+    return "; ".join(parts) + "."
+
+
+FIGURES = (
+    FigureSpec(
+        "depth-profile",
+        "Residual growth and gradient by depth",
+        "x[l] is what enters block l, and the last x is the last block's output before the "
+        "final norm. Bands are 95 % intervals where the probe gives them.",
+        lambda run: None if run.layers is None else depth_table(run.layers),
+        lambda run, width: depth_profile(run.layers, width=width),
+        _describe_depth,
+    ),
+    FigureSpec(
+        "norm-sigma",
+        "Norm sigma with its bound, by depth",
+        "Largest singular value of each norm's Jacobian with its learned gain (solid) under its bound "
+        "(dashed); below the dotted line at 1 the norm shrinks what passes back through it.",
+        _sigma,
+        lambda run, width: norm_sigma(run.layers, width=width),
+        _describe_sigma,
+    ),
+    FigureSpec(
+        "predicted-damage",
+        "Predicted against measured damage",
+        "One point a block: what one backward pass of the whole model predicts, against the rise of the "
+        "held-out loss when that block alone is removed. Numbers are blocks.",
+        _predicted,
+        lambda run, width: predicted_damage(run.scores, run.damage, width=width),
+        _describe_predicted,
+    ),
+    FigureSpec(
+        "removal-order",
+        "Order of removal by metric",
+        "Each row is a metric, each column a block; bright blocks go first. Crosses mark the blocks "
+        "removed in this run.",
+        lambda run: None if run.scores is None else rank_table(run.scores),
+        lambda run, width: removal_order(run.scores, _chosen(run), width=width),
+        _describe_order,
+    ),
+    FigureSpec(
+        "outcomes",
+        "Loss before and after healing",
+        "Hollow: pruned, before healing. Filled: after healing, with its 95 % interval. Dashed: the "
+        "dense model.",
+        _outcomes,
+        lambda run, width: outcome_chart(outcomes(run), width=width),
+        _describe_outcomes,
+    ),
+    FigureSpec(
+        "healing-curves",
+        "Healing curves",
+        "Loss on the texts that healing validates on, which are not those of the table of outcomes, against "
+        "tokens trained on. Colour tells the recipe, dashes and marker the metric.",
+        lambda run: None if run.training is None else curve_table(run.training),
+        lambda run, width: healing_curves(run.training, width=width),
+        _describe_curves,
+    ),
+)
