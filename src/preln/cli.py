@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from preln import __version__
 from preln.base.errors import InputError
@@ -18,15 +18,17 @@ Outcome = tuple[dict[str, Any], int]
 
 
 def _tokens(
-    arguments: argparse.Namespace, tokenizer: Any, split: str = "train", count: int | None = None
+    arguments: argparse.Namespace,
+    tokenizer: Any,
+    split: Literal["train", "validation"] = "train",
+    count: int | None = None,
 ) -> Any:
     from preln.data import load_tokens
 
-    sequences = arguments.sequences if count is None else count
     return load_tokens(
         arguments.data,
         tokenizer,
-        sequences=sequences,
+        sequences=count or arguments.sequences,
         length=arguments.length,
         seed=arguments.seed,
         split=split,

@@ -31,14 +31,14 @@ def _norm_sites(lab: Lab, measure: str) -> pd.DataFrame:
 def hidden_attenuation(lab: Lab) -> Measured:
     """Rank correlation of the hidden-state gradient with depth, over resampled sequences."""
     squares = probe_sequences(lab, "grad_hidden") ** 2
-    norms = np.sqrt(squares.mean(axis=1))
+    norms = np.sqrt(squares.mean(axis=1).to_numpy())
     draws = np.sqrt(resampled_means(squares, lab.study.seed))
     depth = squares.index.to_numpy()
     return Measured(
         value=spearman(norms, depth),
         resampled=np.array([spearman(row, depth) for row in draws]),
         n=squares.shape[1],
-        note=f"|dL/dx_0| is {norms.iloc[0] / norms.iloc[-1]:.3g} times |dL/dx_L|; "
+        note=f"|dL/dx_0| is {norms[0] / norms[-1]:.3g} times |dL/dx_L|; "
         f"{int((np.diff(norms) > 0).sum())} of {len(norms) - 1} steps go up",
         evidence=["probe/layers.parquet", "probe/sequences.parquet"],
     )
@@ -47,7 +47,7 @@ def hidden_attenuation(lab: Lab) -> Measured:
 def _param_attenuation(lab: Lab, drop_last: int) -> Measured:
     path = lab.path("probe", "resamples.parquet")
     table = pd.read_parquet(lab.path("probe", "layers.parquet"))
-    values = table[table["measure"] == "grad_param"].sort_values("layer")
+    values = table.query("measure == 'grad_param'").sort_values("layer")
     if values.empty or not path.is_file():
         raise MissingData("the probe did not take grad_param")
     draws = pd.read_parquet(path).pivot(index="draw", columns="layer", values="value").to_numpy()
@@ -86,7 +86,7 @@ def variance_share(lab: Lab) -> Measured:
     """Largest share, over the norms, of tokens whose variance is at most one."""
     shares = _norm_sites(lab, "variance_le_one")
     means = shares.mean(axis=1)
-    site, layer = means.idxmax()
+    site, layer = means.index.tolist()[int(means.to_numpy().argmax())]
     some = int((means > 0).sum())
     return Measured(
         value=float(means.max()),
@@ -107,7 +107,7 @@ def norm_sigma(lab: Lab) -> Measured:
     """Largest mean spectral norm of a norm's Jacobian, learned gain included."""
     sigma, bare = _norm_sites(lab, "norm_sigma"), _norm_sites(lab, "norm_sigma_no_gain")
     means = sigma.mean(axis=1)
-    site, layer = means.idxmax()
+    site, layer = means.index.tolist()[int(means.to_numpy().argmax())]
     return Measured(
         value=float(means.max()),
         resampled=resampled_means(sigma, lab.study.seed).max(axis=1),

@@ -16,7 +16,7 @@ def damages(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     picks = resample_indices(len(weights), seed=seed)
     dense = losses.loc[DENSE_ROW].to_numpy()
     rows = []
-    for layer in losses.index[losses.index >= 0]:
+    for layer in range(len(losses) - 1):
         own = losses.loc[layer].to_numpy()
         w = weights[picks]
         deltas = ((own - dense)[picks] * w).sum(axis=1) / w.sum(axis=1)
@@ -30,5 +30,5 @@ def damages(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
 def loss_matrix(table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     """Losses ``[layer, sequence]`` and the number of targets of each sequence."""
     losses = table.pivot(index="layer", columns="sequence", values="loss")
-    weights = table[table["layer"] == DENSE_ROW].sort_values("sequence")["tokens"].to_numpy(np.float64)
+    weights = table.query("layer == @DENSE_ROW").sort_values("sequence")["tokens"].to_numpy(np.float64)
     return losses, weights

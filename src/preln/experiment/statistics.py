@@ -40,10 +40,10 @@ class MissingData(InputError):
 def probe_sequences(lab: Lab, measure: str, site: str = "block") -> pd.DataFrame:
     """Per-sequence values of a probe measure, ``[layer, sequence]``."""
     table = pd.read_parquet(lab.path("probe", "sequences.parquet"))
-    wanted = (table["measure"] == measure) & (table["site"] == site) & (table["statistic"] == "mean")
-    if not wanted.any():
+    wanted = table.query("measure == @measure and site == @site and statistic == 'mean'")
+    if wanted.empty:
         raise MissingData(f"the probe did not take {measure} at {site}")
-    return table[wanted].pivot(index="layer", columns="sequence", values="value").sort_index()
+    return wanted.pivot(index="layer", columns="sequence", values="value").sort_index()
 
 
 def resampled_means(values: pd.DataFrame, seed: int) -> np.ndarray:

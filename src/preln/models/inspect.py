@@ -32,8 +32,8 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     width = model.config.get_text_config().hidden_size
     inside = {id(m) for block in blocks for m in block.modules()}
     outside = [m for m in model.modules() if id(m) not in inside and is_norm(m, width)]
-    device = embedding.weight.device
-    ids = torch.arange(3, 11, device=device).remainder(embedding.weight.shape[0])[None]
+    table = next(embedding.parameters())
+    ids = torch.arange(3, 11, device=table.device).remainder(table.shape[0])[None]
     was_training = model.training
     model.eval()
     try:

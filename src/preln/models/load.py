@@ -153,7 +153,8 @@ def load_model(
     else:
         model, tokenizer = _from_pretrained(_locate(spec), spec, dtype, attn_implementation)
     check_finite(model, spec)
-    return model.to(device).eval(), tokenizer
+    placed: Any = model
+    return placed.to(device).eval(), tokenizer
 
 
 def _torch() -> Any:
@@ -176,13 +177,14 @@ def _from_pretrained(
         config = AutoConfig.from_pretrained(location)
         if getattr(config, "is_encoder_decoder", False):
             raise InputError(f"{spec}: is an encoder-decoder: preln measures decoder-only models")
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,
             dtype=dtype if dtype == "auto" else getattr(_torch(), dtype),
             use_safetensors=True,
             output_loading_info=True,
             **keywords,
         )
+        model, info = loaded
         tokenizer = AutoTokenizer.from_pretrained(location)
     except InputError:
         raise
@@ -195,7 +197,7 @@ def _from_pretrained(
     wrong = [*info["missing_keys"], *info["mismatched_keys"]]
     if wrong:
         raise InputError(f"{spec}: weights and configuration disagree at {wrong[0]!r}: get the files again")
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
         raise InputError(f"{spec}: the tokenizer has {len(tokenizer)} tokens, the model {rows}: not a pair")
     return model, tokenizer

@@ -45,7 +45,7 @@ def token_losses(
     The loss of a model is ``losses[mask].mean()``: weighted by tokens, never by sequences. Sequences go
     through ``batch_size`` at a time, so at most that many rows of logits exist at once.
     """
-    device = model.get_input_embeddings().weight.device
+    device = next(model.get_input_embeddings().parameters()).device
     was_training = model.training
     model.eval()
     parts = []

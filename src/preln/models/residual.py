@@ -216,7 +216,10 @@ class Change:
 
     def squares(self, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Per sequence, summed over the masked tokens: |x|^2, |y|^2, |y-x|^2."""
-        return tuple(torch.where(mask, v**2, 0.0).sum(1) for v in (self.before, self.after, self.update))
+        before, after, update = (
+            torch.where(mask, v**2, 0.0).sum(1) for v in (self.before, self.after, self.update)
+        )
+        return before, after, update
 
 
 def change(x: Float[Tensor, "b t d"], y: Float[Tensor, "b t d"], before: Tensor | None = None) -> Change:

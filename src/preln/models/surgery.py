@@ -78,15 +78,15 @@ def view(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> PreTrainedModel
     path, own = find_blocks(model)
     places = {id(block): i for i, block in enumerate(own)}
     memo: dict[int, Any] = {}
-    root = _shallow(model)
-    parent, walked = root, [root]
+    root: Any = _shallow(model)
+    walked = [root]
     *parents, last = path.split(".")
     for name in parents:
-        parent._modules[name] = _shallow(parent._modules[name])
-        parent = parent._modules[name]
-        walked.append(parent)
-    parent._modules[last] = nn.ModuleList(blocks)
-    configs = []
+        child: Any = _shallow(getattr(walked[-1], name))
+        walked[-1]._modules[name] = child
+        walked.append(child)
+    walked[-1]._modules[last] = nn.ModuleList(blocks)
+    configs: list[Any] = []
     for module in walked:
         if "config" in module.__dict__:
             module.config = copy.deepcopy(module.config, memo)
@@ -131,8 +131,8 @@ def untie_head(model: PreTrainedModel) -> PreTrainedModel:
     Training "the head" of a tied model would train the embedding too. Merely setting
     ``tie_word_embeddings`` to False leaves a random head on the next load; here the weight is cloned first.
     """
+    head: Any = model.get_output_embeddings()
     if is_tied(model):
-        head = model.get_output_embeddings()
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         config.tie_word_embeddings = False

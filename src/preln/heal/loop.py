@@ -1,0 +1,198 @@
+"""The training loop, read from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from preln.base.errors import InputError
+from preln.base.progress import track
+from preln.heal.checkpoint import Checkpoints, Progress, optimizer_tensors, restore_optimizer
+from preln.heal.examples import IGNORED, Examples, batch_rows, mixed_seed
+from preln.heal.prepare import Prepared
+from preln.heal.settings import TrainingSettings
+from preln.models import token_losses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class Fit:
+    """Outcome of the loop.
+
+    Attributes:
+        progress: Counts and the history, with rows of ``step``, ``tokens``, ``seconds``, ``split``, ``loss``
+            and ``learning_rate``. A ``train`` row holds the loss of its batch *before* that update.
+        tensors: The trained tensors that were selected: the last, or those of the best validation loss.
+        selected_step: The step they are of.
+    """
+
+    progress: Progress
+    tensors: dict[str, Tensor]
+    selected_step: int
+
+
+def fit(
+    prepared: Prepared,
+    examples: Examples,
+    settings: TrainingSettings,
+    *,
+    validation: Examples | None = None,
+    checkpoints: Checkpoints | None = None,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
+) -> Fit:
+    """Train the prepared parameters with AdamW on the mean next-token loss of each batch.
+
+    Only the prepared parameters require a gradient, so autograd keeps nothing of a frozen prefix. The loss of
+    a batch is the mean over its supervised tokens, however it is portioned. With ``checkpoints``, a run that
+    was stopped continues, on the CPU to the same bits as one that was not.
+
+    Args:
+        prepared: Model and parameters; changed in place, and left holding the selected tensors.
+        examples: Training rows.
+        settings: Resolved settings (``steps`` given).
+        validation: Rows whose loss is measured at the start, every ``eval_every`` steps and at the end.
+        checkpoints: Where to continue from and save to.
+        on_row: Called with every new row of the history.
+
+    Raises:
+        InputError: A loss or a gradient is not finite (the line names the step), or a checkpoint is refused.
+    """
+    steps = settings.steps
+    if steps is None:
+        raise InputError(f"epochs={settings.epochs}: resolve the settings for a number of rows first")
+    parameters = list(prepared.parameters.values())
+    device = parameters[0].device
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    progress = Progress()
+    best: dict[str, Tensor] | None = None
+
+    def record(split: str, loss: float, rate: float) -> None:
+        row = {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "seconds": progress.seconds,
+            "split": split,
+            "loss": loss,
+            "learning_rate": rate,
+        }
+        progress.history.append(row)
+        if on_row is not None:
+            on_row(row)
+
+    def diverged(what: str, step: int) -> NoReturn:
+        if checkpoints is not None:
+            checkpoints.clear()  # they lead nowhere else, and bad input leaves nothing behind
+        mend = "lower the learning rate, or check the model's weights and dtype"
+        raise InputError(f"the {what} is not finite at step {step}: {mend}")
+
+    def validate(rate: float) -> None:
+        nonlocal best
+        if validation is None:
+            return
+        loss = mean_loss(prepared.model, validation)
+        if not math.isfinite(loss):
+            diverged("validation loss", progress.step)
+        if progress.best_loss is None or loss < progress.best_loss:
+            progress.best_loss, progress.best_step = loss, progress.step
+            best = prepared.tensors() if settings.select == "best" else None
+        record("validation", loss, rate)
+
+    stored = None if checkpoints is None else checkpoints.latest()
+    if stored is None:
+        validate(0.0)
+    else:
+        progress, tensors = stored
+        prepared.load(tensors["trained"])
+        restore_optimizer(optimizer, prepared.parameters, tensors["optimizer"])
+        best = tensors.get("best")
+
+    prepared.training_mode()
+    remaining = range(progress.step, steps)
+    for step in track(remaining, label=f"heal {prepared.recipe.name}", total=len(remaining)):
+        began = time.perf_counter()
+        rate = settings.rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        rows = batch_rows(len(examples), settings.batch_size, settings.seed, step)
+        batch = examples.take(rows)
+        supervised = batch.supervised
+        size = settings.batch_size // settings.gradient_accumulation
+        loss = 0.0
+        # dropout draws from a generator that is a function of the seed and the step, and leaves others alone
+        with _generator(mixed_seed(settings.seed, "dropout", step), device):
+            for start in range(0, settings.batch_size, size):
+                portion = batch.take(range(start, start + size)).to(device)
+                share = summed_loss(prepared.model, portion) / max(supervised, 1)
+                share.backward()
+                loss += float(share.detach())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
+        if not math.isfinite(loss) or not math.isfinite(float(norm)):
+            diverged("gradient" if math.isfinite(loss) else "loss", step + 1)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        progress.step = step + 1
+        progress.tokens += batch.tokens
+        progress.supervised += supervised
+        progress.seconds += time.perf_counter() - began
+        record("train", loss, rate)
+
+        last = progress.step == steps
+        if last or (settings.eval_every and progress.step % settings.eval_every == 0):
+            validate(rate)
+            prepared.training_mode()
+        due = settings.checkpoint_every and progress.step % settings.checkpoint_every == 0
+        if checkpoints is not None and due and not last:
+            moments = optimizer_tensors(optimizer, prepared.parameters)
+            checkpoints.save(progress, prepared.tensors(), moments, best)
+
+    selected = progress.step
+    if best is not None and progress.best_step is not None:
+        prepared.load(best)
+        selected = progress.best_step
+    return Fit(progress, prepared.tensors(), selected)
+
+
+def summed_loss(model: PreTrainedModel, examples: Examples) -> Tensor:
+    """Sum over supervised tokens of the next-token cross entropy, in nats, computed in float32.
+
+    ``-sum_t log p(label[t+1] | input[0..t])``; a scalar with a graph.
+    """
+    kwargs = {} if examples.attention_mask is None else {"attention_mask": examples.attention_mask}
+    logits = model(input_ids=examples.input_ids, use_cache=False, **kwargs).logits
+    # the labels move one place to the left rather than the logits being cut: no copy of the largest tensor
+    targets = F.pad(examples.labels[:, 1:], (0, 1), value=IGNORED)
+    return F.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def mean_loss(model: PreTrainedModel, examples: Examples) -> float:
+    """Mean next-token cross entropy over the supervised tokens of all rows, in nats, in evaluation mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    mask = None if examples.attention_mask is None else examples.attention_mask.to(device)
+    losses, counted = token_losses(model, examples.input_ids.to(device), mask)
+    keep = counted.cpu() & (examples.labels[:, 1:] != IGNORED)
+    return float(losses.cpu().double()[keep].mean())
+
+
+@contextmanager
+def _generator(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the default generators of the CPU and of ``device`` inside the block; restore them after it."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
