@@ -27,8 +27,8 @@ def verify_step(lab: Lab, folder: Path, _work: Path) -> None:
 
 
 def probe_step(lab: Lab, folder: Path, _work: Path) -> None:
-    """Measure the unpruned model, one sequence at a time so that intervals resample sequences."""
-    result = probe_tables(lab.model, lab.tokens["calibration"], batch_size=1, seed=lab.study.seed)
+    """Measure the unpruned model, two sequences at a time: grad_param resamples these pairs."""
+    result = probe_tables(lab.model, lab.tokens["calibration"], batch_size=2, seed=lab.study.seed)
     write_probe(result, folder)
 
 

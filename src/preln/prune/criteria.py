@@ -98,9 +98,9 @@ def taylor(evidence: Evidence) -> Array:
 def perplexity(evidence: Evidence) -> Array:
     """Perplexity of the model without the block: exp of the mean loss, weighted by tokens."""
     table = evidence.losses
-    total = (table["loss"] * table["tokens"]).groupby(table["layer"]).sum()
-    mean = total / table.groupby("layer")["tokens"].sum()
-    return np.exp(mean.loc[range(evidence.num_blocks)].to_numpy())
+    kept = table[table["layer"] >= 0]
+    layer, weight = kept["layer"].to_numpy(), kept["tokens"].to_numpy()
+    return np.exp(np.bincount(layer, kept["loss"].to_numpy() * weight) / np.bincount(layer, weight))
 
 
 @criterion("block_influence", "states")

@@ -91,7 +91,7 @@ def gather(
         [p for p in block.parameters() if p.is_floating_point()] if weights else [] for block in blocks
     ]
     flat = [p for group in trained for p in group]
-    device = model.get_input_embeddings().weight.device
+    device = next(model.get_input_embeddings().parameters()).device
     passes = list(tokens.batches(batch_size, device))
     by_layer: dict[int, list[Tensor]] = {k: [] for k in range(-1, count)}
     left = [(part, k) for part in passes for k in range(-1, count if leave_out else 0)]
@@ -112,9 +112,7 @@ def gather(
             ):
                 losses = forward_losses(model, part)
                 if not bool(torch.isfinite(losses).all()):
-                    raise InputError(
-                        "head: the loss is not finite: check the weights, or the --dtype"
-                    )
+                    raise InputError("head: the loss is not finite: check the weights, or the --dtype")
                 if backward:
                     (losses.sum() / total).backward(inputs=[*leaves, *flat])
             by_layer[-1].append(losses.detach().sum(1).cpu())

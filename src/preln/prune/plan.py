@@ -134,7 +134,7 @@ def make_plan(
     Raises:
         InputError: A metric without scores, or more blocks to drop than may go.
     """
-    mine = scores[scores["metric"] == metric].sort_values("rank")
+    mine = scores.loc[scores["metric"] == metric].sort_values(by="rank")
     if mine.empty:
         have = ", ".join(scores["metric"].unique())
         raise InputError(f"metric {metric!r} has no scores here: choose from {have}")
@@ -147,7 +147,7 @@ def make_plan(
         raise InputError(f"drop {drop} of {count} blocks: at least one must remain")
     if drop > len(order):
         raise InputError(f"drop {drop}: protection {protect!r} leaves only {len(order)} blocks to remove")
-    by_layer = mine.sort_values("layer")["score"]
+    by_layer = mine.sort_values(by="layer")["score"]
     return Plan(
         model=model,
         num_blocks=count,

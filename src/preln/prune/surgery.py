@@ -153,9 +153,7 @@ def _check_cache(model: PreTrainedModel, ids: Tensor) -> None:
     for step, (cached, plain) in enumerate(zip(runs[0].logits, runs[1].logits, strict=True)):
         worst = _difference(cached, plain)
         if not worst <= tolerance:
-            raise InputError(
-                f"checkpoint: with the cache, new token {step} has other logits ({worst:.1e})"
-            )
+            raise InputError(f"checkpoint: with the cache, new token {step} has other logits ({worst:.1e})")
         place = ids.shape[1] + step
         if not torch.equal(runs[0].sequences[:, place], runs[1].sequences[:, place]):
             break

@@ -1,0 +1,13 @@
+"""Measurements: a model and a batch of tokens in, tidy tables out. The room can be called like its verb."""
+
+from __future__ import annotations
+
+from preln.base.rooms import callable_room
+from preln.probe.measure import ProbeResult, probe, probe_tables
+from preln.probe.measures import MEASURES
+from preln.probe.norms import NormLaw, recognise
+from preln.probe.store import write_probe
+
+__all__ = ["MEASURES", "NormLaw", "ProbeResult", "probe", "probe_tables", "recognise", "write_probe"]
+
+callable_room(__name__)
