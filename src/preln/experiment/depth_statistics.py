@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -86,7 +86,8 @@ def variance_share(lab: Lab) -> Measured:
     """Largest share, over the norms, of tokens whose variance is at most one."""
     shares = _norm_sites(lab, "variance_le_one")
     means = shares.mean(axis=1)
-    site, layer = means.index.tolist()[int(means.to_numpy().argmax())]
+    place: Any = means.index[int(means.to_numpy().argmax())]
+    site, layer = place
     some = int((means > 0).sum())
     return Measured(
         value=float(means.max()),
@@ -107,7 +108,8 @@ def norm_sigma(lab: Lab) -> Measured:
     """Largest mean spectral norm of a norm's Jacobian, learned gain included."""
     sigma, bare = _norm_sites(lab, "norm_sigma"), _norm_sites(lab, "norm_sigma_no_gain")
     means = sigma.mean(axis=1)
-    site, layer = means.index.tolist()[int(means.to_numpy().argmax())]
+    place: Any = means.index[int(means.to_numpy().argmax())]
+    site, layer = place
     return Measured(
         value=float(means.max()),
         resampled=resampled_means(sigma, lab.study.seed).max(axis=1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -122,7 +123,8 @@ def forward_mode_jacobian(
     independent route to the same numbers.
     """
     point = x.detach()
-    value, pullback = torch.func.vjp(function, point)
+    both: Any = torch.func.vjp(function, point)  # typed as if has_aux might add a third item
+    value, pullback = both
 
     def matvec(v: Tensor) -> Tensor:
         return torch.func.jvp(function, (point,), (v,))[1].detach()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 
 from preln.models.residual import global_gap, wide
@@ -98,7 +99,7 @@ def taylor(evidence: Evidence) -> Array:
 def perplexity(evidence: Evidence) -> Array:
     """Perplexity of the model without the block: exp of the mean loss, weighted by tokens."""
     table = evidence.losses
-    kept = table[table["layer"] >= 0]
+    kept: pd.DataFrame = table.loc[table["layer"] >= 0]
     layer, weight = kept["layer"].to_numpy(), kept["tokens"].to_numpy()
     return np.exp(np.bincount(layer, kept["loss"].to_numpy() * weight) / np.bincount(layer, weight))
 

@@ -96,7 +96,9 @@ def check_checkpoint(folder: str | os.PathLike[str], model: PreTrainedModel) -> 
     if attention is not None:
         settings["attn_implementation"] = attention
     try:
-        loaded, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+        # typed as the model alone, but with output_loading_info it is a pair
+        pair: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
+        loaded, report = pair
     except Exception as error:  # whatever a loader raises, the checkpoint is not one that users can load
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"checkpoint: plain transformers does not load it: {first}") from error
@@ -133,6 +135,7 @@ def _check_cache(model: PreTrainedModel, ids: Tensor) -> None:
     """
     from transformers import GenerationConfig
 
+    generator: Any = model  # generate is not among PreTrainedModel's own attributes
     runs = []
     for use_cache in (True, False):
         settings = GenerationConfig(
@@ -145,7 +148,8 @@ def _check_cache(model: PreTrainedModel, ids: Tensor) -> None:
             pad_token_id=0,
         )
         try:
-            runs.append(model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings))
+            mask = torch.ones_like(ids)
+            runs.append(generator.generate(ids, attention_mask=mask, generation_config=settings))
         except Exception as error:  # generation breaks in many ways when cache indices are wrong
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(f"checkpoint: generation fails with use_cache={use_cache}: {first}") from error

@@ -37,16 +37,17 @@ def select(layers: pd.DataFrame, measures: tuple[str, ...], sites: tuple[str, ..
     Returns:
         Columns measure, site, layer, statistic, value, low, high; sorted; possibly without rows.
     """
-    rows = layers[layers["measure"].isin(measures) & layers["site"].isin(sites)].copy()
+    wanted = layers["measure"].isin(measures) & layers["site"].isin(sites)
+    rows: pd.DataFrame = layers.loc[wanted].copy()
     for column in ("low", "high"):
         if column not in rows:
             rows[column] = math.nan
     # "mean" before all others; otherwise the first by name, so that the choice never depends on row order
     rows["_order"] = [(0, "") if name == "mean" else (1, str(name)) for name in rows["statistic"]]
     first = rows.groupby(["measure", "site"])["_order"].transform("min") if len(rows) else rows["_order"]
-    rows = rows[rows["_order"] == first]
+    rows = rows.loc[rows["_order"] == first]
     columns = ["measure", "site", "layer", "statistic", "value", "low", "high"]
-    return rows.sort_values(["measure", "site", "layer"], ignore_index=True)[columns]
+    return rows.sort_values(["measure", "site", "layer"], ignore_index=True).loc[:, columns]
 
 
 def depth_table(layers: pd.DataFrame) -> pd.DataFrame:
@@ -65,16 +66,16 @@ def depth_profile(layers: pd.DataFrame, *, width: str = "single") -> Figure:
         InputError: none of the three measures is there.
     """
     table = depth_table(layers)
-    present = [name for name in DEPTH_MEASURES if (table["measure"] == name).any()]
+    present = [name for name in DEPTH_MEASURES if (table.loc[:, "measure"] == name).any()]
     need(present, "residual_rms, grad_hidden or grad_param at the site 'block'")
     with house_style():
         stacked = width == "single"
         shape = {"nrows": len(present), "sharex": True} if stacked else {"ncols": len(present)}
         figure, axes = new_figure(width, 1.35 * len(present) + 0.35 if stacked else 2.3, **shape)
         for axis, name, colour in zip(axes.flat, present, CYCLE, strict=False):
-            rows = table[table["measure"] == name]
+            rows = table.loc[table["measure"] == name]
             _line(axis, rows, color=colour, marker="o")
-            scale_axis(axis.yaxis, rows["value"])
+            scale_axis(axis.yaxis, rows["value"].to_numpy(float))
             axis.set_title(DEPTH_MEASURES[name], loc="left")
             block_axis(axis, "" if stacked and name != present[-1] else "depth l")
         return figure
@@ -102,8 +103,8 @@ def norm_sigma(layers: pd.DataFrame, *, width: str = "single") -> Figure:
         axis = axes[0, 0]
         axis.axhline(1.0, color=INK, linewidth=0.7, linestyle=(0, (2, 2)), label="1")
         for (site, label), colour, marker in zip(NORM_SITES.items(), CYCLE, MARKERS, strict=False):
-            exact = table[(table["site"] == site) & (table["measure"] == "norm_sigma")]
-            bound = table[(table["site"] == site) & (table["measure"] == "norm_sigma_bound")]
+            exact = table.loc[(table["site"] == site) & (table["measure"] == "norm_sigma")]
+            bound = table.loc[(table["site"] == site) & (table["measure"] == "norm_sigma_bound")]
             if len(exact):
                 _line(axis, exact, color=colour, marker=marker, label=f"σ, {label}")
             if len(bound) == 1:
@@ -128,7 +129,7 @@ def norm_sigma(layers: pd.DataFrame, *, width: str = "single") -> Figure:
 
 def _line(axis: Axes, rows: pd.DataFrame, *, color: str, marker: str, label: str | None = None) -> None:
     axis.plot(rows["layer"], rows["value"], color=color, marker=marker, label=label)
-    if rows[["low", "high"]].notna().all(axis=1).any() and len(rows) > 1:
+    if rows[["low", "high"]].notna().to_numpy().all(axis=1).any() and len(rows) > 1:
         axis.fill_between(
             rows["layer"].to_numpy(float),
             rows["low"].to_numpy(float),

@@ -82,10 +82,16 @@ def exhibits(run: Run) -> list[Exhibit]:
     return found
 
 
+def _held(table: pd.DataFrame | None) -> pd.DataFrame:
+    """A table that the run holds: a figure is drawn only where its spec found one."""
+    assert table is not None
+    return table
+
+
 def _sigma(run: Run) -> pd.DataFrame | None:
     table = None if run.layers is None else sigma_table(run.layers)
     # a bound without the exact value is no figure
-    return table if table is not None and (table["measure"] == "norm_sigma").any() else None
+    return table if table is not None and (table.loc[:, "measure"] == "norm_sigma").any() else None
 
 
 def _predicted(run: Run) -> pd.DataFrame | None:
@@ -94,7 +100,7 @@ def _predicted(run: Run) -> pd.DataFrame | None:
 
 def _outcomes(run: Run) -> pd.DataFrame | None:
     table = outcomes(run)
-    return table if (table["stage"] != "dense").any() else None
+    return table if (table.loc[:, "stage"] != "dense").any() else None
 
 
 def _chosen(run: Run) -> dict[str, list[int]]:
@@ -119,9 +125,10 @@ def _describe_depth(table: pd.DataFrame) -> str:
 
 
 def _describe_sigma(table: pd.DataFrame) -> str:
-    exact = table[table["measure"] == "norm_sigma"]
-    top = exact.loc[exact["value"].idxmax()] if exact["value"].notna().any() else None
-    below = int((exact["value"] < 1).sum())
+    exact: pd.DataFrame = table.loc[table["measure"] == "norm_sigma"]
+    sigma: pd.Series = exact.loc[:, "value"]
+    top = exact.loc[sigma.idxmax()] if sigma.notna().any() else None
+    below = int((sigma < 1).sum())
     peak = (
         ""
         if top is None
@@ -131,8 +138,9 @@ def _describe_sigma(table: pd.DataFrame) -> str:
 
 
 def _describe_predicted(table: pd.DataFrame) -> str:
-    rho = spearman(table["score"], table["delta"])
-    worst = table.loc[table["delta"].idxmax()] if table["delta"].notna().any() else None
+    delta: pd.Series = table.loc[:, "delta"]
+    rho = spearman(table.loc[:, "score"], delta)
+    worst = table.loc[delta.idxmax()] if delta.notna().any() else None
     tail = (
         ""
         if worst is None
@@ -149,7 +157,7 @@ def _describe_outcomes(table: pd.DataFrame) -> str:
         ("pruned", "least loss before healing"),
         ("healed", "least after healing"),
     ):
-        rows = table[(table["stage"] == stage) & table["loss"].notna()]
+        rows: pd.DataFrame = table.loc[(table["stage"] == stage) & table["loss"].notna()]
         if len(rows):
             row = rows.loc[rows["loss"].idxmin()]
             how = ", ".join(name for name in (row["metric"], row["recipe"]) if name)
@@ -158,10 +166,9 @@ def _describe_outcomes(table: pd.DataFrame) -> str:
 
 
 def _describe_order(table: pd.DataFrame) -> str:
-    firsts = table[table["rank"] == 0]
-    return (
-        "Removed first: " + "; ".join(f"{row.metric}: block {row.layer}" for row in firsts.itertuples()) + "."
-    )
+    firsts: pd.DataFrame = table.loc[table["rank"] == 0]
+    pairs = zip(firsts["metric"], firsts["layer"], strict=True)
+    return "Removed first: " + "; ".join(f"{metric}: block {layer}" for metric, layer in pairs) + "."
 
 
 def _describe_curves(table: pd.DataFrame) -> str:
@@ -180,7 +187,7 @@ FIGURES = (
         "x[l] is what enters block l, and the last x is the last block's output before the "
         "final norm. Bands are 95 % intervals where the probe gives them.",
         lambda run: None if run.layers is None else depth_table(run.layers),
-        lambda run, width: depth_profile(run.layers, width=width),
+        lambda run, width: depth_profile(_held(run.layers), width=width),
         _describe_depth,
     ),
     FigureSpec(
@@ -189,7 +196,7 @@ FIGURES = (
         "Largest singular value of each norm's Jacobian with its learned gain (solid) under its bound "
         "(dashed); below the dotted line at 1 the norm shrinks what passes back through it.",
         _sigma,
-        lambda run, width: norm_sigma(run.layers, width=width),
+        lambda run, width: norm_sigma(_held(run.layers), width=width),
         _describe_sigma,
     ),
     FigureSpec(
@@ -198,7 +205,7 @@ FIGURES = (
         "One point a block: what one backward pass of the whole model predicts, against the rise of the "
         "held-out loss when that block alone is removed. Numbers are blocks.",
         _predicted,
-        lambda run, width: predicted_damage(run.scores, run.damage, width=width),
+        lambda run, width: predicted_damage(_held(run.scores), _held(run.damage), width=width),
         _describe_predicted,
     ),
     FigureSpec(
@@ -207,7 +214,7 @@ FIGURES = (
         "Each row is a metric, each column a block; bright blocks go first. Crosses mark the blocks "
         "removed in this run.",
         lambda run: None if run.scores is None else rank_table(run.scores),
-        lambda run, width: removal_order(run.scores, _chosen(run), width=width),
+        lambda run, width: removal_order(_held(run.scores), _chosen(run), width=width),
         _describe_order,
     ),
     FigureSpec(
@@ -225,7 +232,7 @@ FIGURES = (
         "Loss on the texts that healing validates on, which are not those of the table of outcomes, against "
         "tokens trained on. Colour tells the recipe, dashes and marker the metric.",
         lambda run: None if run.training is None else curve_table(run.training),
-        lambda run, width: healing_curves(run.training, width=width),
+        lambda run, width: healing_curves(_held(run.training), width=width),
         _describe_curves,
     ),
 )

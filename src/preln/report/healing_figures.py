@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -34,15 +34,16 @@ def outcome_chart(outcomes: pd.DataFrame, *, width: str = "single") -> Figure:
     Raises:
         InputError: no pruned or healed model in the table.
     """
-    table = outcomes[outcomes["stage"] != "dense"]
+    table: pd.DataFrame = outcomes.loc[outcomes["stage"] != "dense"]
     need(len(table), "a pruned or healed model")
-    several_counts = table["removed"].nunique() > 1
+    several_counts = table.loc[:, "removed"].nunique() > 1
     recipes = sorted(set(table["recipe"]) - {""})
     colours = {recipe: CYCLE[i % len(CYCLE)] for i, recipe in enumerate(recipes)}
     markers = {recipe: MARKERS[i % len(MARKERS)] for i, recipe in enumerate(recipes)}
     lines, ticks, y = [], [], 0.0
     with house_style():
-        for (removed, metric), group in table.groupby(["removed", "metric"], sort=False):
+        groups: Any = table.groupby(["removed", "metric"], sort=False)  # keys are typed as Hashable only
+        for (removed, metric), group in groups:
             raw = group.loc[group["stage"] == "pruned", "loss"]
             healed = group[group["stage"] == "healed"]
             name = f"{short(str(metric))} −{removed}" if several_counts else short(str(metric))
@@ -135,7 +136,7 @@ def healing_curves(
 
 def curve_table(training: pd.DataFrame) -> pd.DataFrame:
     """The validation rows of the training tables."""
-    return training[training["split"] == "validation"].sort_values(["id", "step"], ignore_index=True)
+    return training.loc[training["split"] == "validation"].sort_values(["id", "step"], ignore_index=True)
 
 
 def _outcome_legend(

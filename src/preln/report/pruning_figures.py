@@ -57,7 +57,7 @@ def predicted_damage(
         depth = len(table)
         thirds = np.minimum(3 * np.arange(depth) // max(depth, 1), 2)
         for third, name in enumerate(("first third", "middle third", "last third")):
-            rows = table[thirds == third]
+            rows: pd.DataFrame = table.loc[thirds == third]
             if not len(rows):
                 continue
             label = f"{name}: {rows['layer'].min()}–{rows['layer'].max()}"
@@ -73,11 +73,11 @@ def predicted_damage(
                 elinewidth=0.6,
                 label=label,
             )
-        scale_axis(axis.xaxis, table["score"])
-        scale_axis(axis.yaxis, table["delta"])
+        scale_axis(axis.xaxis, table["score"].to_numpy(float))
+        scale_axis(axis.yaxis, table["delta"].to_numpy(float))
         axis.set_xlabel(f"predicted: {short(metric)}")
         axis.set_ylabel("measured rise of the loss (nats)")
-        rho = spearman(table["score"], table["delta"])
+        rho = spearman(table.loc[:, "score"], table.loc[:, "delta"])
         text = "undefined" if math.isnan(rho) else f"{rho:.2f}".replace("-", "−")
         axis.set_title(f"rank correlation {text} over {depth} blocks", loc="left")
         figure.legend(loc="outside lower center", ncols=3, handletextpad=0.2, columnspacing=1.0)
@@ -87,7 +87,8 @@ def predicted_damage(
 
 def rank_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Order of removal under each metric: metric, layer, score, rank (0 is removed first)."""
-    return scores[["metric", "layer", "score", "rank"]].sort_values(["metric", "layer"], ignore_index=True)
+    columns = ["metric", "layer", "score", "rank"]
+    return scores.loc[:, columns].sort_values(["metric", "layer"], ignore_index=True)
 
 
 def removal_order(

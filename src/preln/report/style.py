@@ -18,7 +18,7 @@ from preln.base.errors import InputError, require
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
+    from matplotlib.axis import XAxis, YAxis
     from matplotlib.figure import Figure
 
 PALETTE = {
@@ -155,7 +155,7 @@ def inline_svg(figure: Figure, *, prefix: str) -> str:
     return re.sub(r"\n\s*\n+", "\n", f"{opening}>{rest}").strip()
 
 
-def scale_axis(axis: Axis, values: Sequence[float] | np.ndarray) -> None:
+def scale_axis(axis: XAxis | YAxis, values: Sequence[float] | np.ndarray) -> None:
     """Logarithmic where all finite values are positive and span a factor above 3, else linear or symlog."""
     import numpy as np
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, SymmetricalLogLocator
@@ -174,8 +174,9 @@ def scale_axis(axis: Axis, values: Sequence[float] | np.ndarray) -> None:
     elif spread > 100:
         threshold = 10.0 ** np.floor(np.log10(np.quantile(sizes, 0.25)))
         set_scale("symlog", linthresh=threshold)
-        axis.set_major_locator(SymmetricalLogLocator(linthresh=threshold, base=10))
-        axis.get_major_locator().set_params(numticks=7)
+        locator = SymmetricalLogLocator(linthresh=threshold, base=10)
+        locator.set_params(numticks=7)
+        axis.set_major_locator(locator)
         axis.set_minor_formatter(NullFormatter())
     else:
         axis.set_major_locator(MaxNLocator(nbins=5))

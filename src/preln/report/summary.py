@@ -141,7 +141,7 @@ def agreement(scores: pd.DataFrame, damage: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "metric": metric,
-                "rank_correlation": spearman(joined["score"], joined["delta"]),
+                "rank_correlation": spearman(joined.loc[:, "score"], joined.loc[:, "delta"]),
                 "n": len(joined),
             }
         )

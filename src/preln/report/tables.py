@@ -165,7 +165,7 @@ def outcomes_latex(table: pd.DataFrame) -> str:
 def tasks_latex(table: pd.DataFrame) -> str:
     r"""Tasks: a row a model, a column a task, accuracy $\pm$ standard error, the best of a column in bold."""
     names = sorted(table["task"].unique())
-    best = table.groupby("task")["acc"].max()
+    best: Any = table.groupby("task")["acc"].max()  # a Series, typed as a scalar too
     rows = []
     for model, group in table.groupby("model", sort=False):
         cells = group.set_index("task")

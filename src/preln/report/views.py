@@ -77,7 +77,7 @@ def summary(run: Run) -> str:
     if dense is not None:
         parts.append(f"The whole model's loss is {number(dense)} nats a token.")
     for stage, words in (("pruned", "before healing"), ("healed", "after healing")):
-        rows = table[(table["stage"] == stage) & table["loss"].notna()]
+        rows: pd.DataFrame = table.loc[(table["stage"] == stage) & table["loss"].notna()]
         if len(rows):
             best, worst = rows.loc[rows["loss"].idxmin()], rows.loc[rows["loss"].idxmax()]
             parts.append(
@@ -128,7 +128,7 @@ def gauge(value: Any, low: float, high: float, threshold: Any) -> dict[str, floa
 def outcome_rows(run: Run) -> list[dict[str, Any]]:
     """The outcome table as text, with the rise over the dense loss and marks on the best of each stage."""
     table = outcomes(run)
-    best = table.groupby("stage")["loss"].min()
+    best: Any = table.groupby("stage")["loss"].min()  # a Series, typed as a scalar too
     rows = []
     for row in table.to_dict("records"):
         rows.append(
@@ -161,9 +161,8 @@ def task_grid(run: Run) -> dict[str, Any] | None:
         cells = group.set_index("task")
         row = [_accuracy(cells.loc[name]) if name in cells.index else "–" for name in names]
         # a mean over fewer tasks than the others have would not compare
-        mean = (
-            f"{cells['acc'].mean():.3f}" if len(cells) == len(names) and cells["acc"].notna().all() else "–"
-        )
+        accuracy = cells.loc[:, "acc"]
+        mean = f"{accuracy.mean():.3f}" if len(cells) == len(names) and accuracy.notna().all() else "–"
         rows.append({"model": str(model), "cells": row, "mean": mean})
     return {"names": names, "rows": rows}
 
@@ -188,7 +187,7 @@ def numbers(table: pd.DataFrame) -> dict[str, list[Any]]:
         [
             column
             for column in table.columns
-            if table[column].notna().any() and not (table[column] == "").all()
+            if table.loc[:, column].notna().any() and not (table.loc[:, column] == "").all()
         ]
     ]
     rows = [[number(value) for value in row] for row in shown.astype(object).itertuples(index=False)]
@@ -210,10 +209,11 @@ def step_views(run: Run, prefix: str, out: Path) -> list[dict[str, Any]]:
 
 
 def _accuracy(row: pd.Series) -> str:
-    if math.isnan(row["acc"]):
+    acc, error = row.loc["acc"], row.loc["acc_stderr"]
+    if math.isnan(acc):
         return "–"
-    return f"{row['acc']:.3f}" + ("" if math.isnan(row["acc_stderr"]) else f" ± {row['acc_stderr']:.3f}")
+    return f"{acc:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
 
 
 def _how(row: pd.Series) -> str:
-    return ", ".join(name for name in (row["metric"], row["recipe"]) if name)
+    return ", ".join(name for name in (row.loc["metric"], row.loc["recipe"]) if name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -40,14 +41,14 @@ class NormLayer:
         return y if self.weight is None else y * self.weight
 
     @property
-    def _arguments(self) -> dict[str, object]:
+    def _arguments(self) -> dict[str, float | str]:
         placement = {
             "rms_norm": {"eps_placement": "inside"},
             "rms_norm_outside": {"eps_placement": "outside"},
         }
         return {"eps": self.eps} | placement.get(self.kind, {})
 
-    def _formula(self, name: str) -> Callable[..., Tensor]:
+    def _formula(self, name: str) -> Callable[..., Any]:
         return getattr(cf, ("layer_norm_" if self.kind == "layer_norm" else "rms_norm_") + name)
 
     def jacobian(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d d"]:
