@@ -185,3 +185,25 @@ def test_other_architectures_agree_with_plain_hidden_states(architecture):
     for layer in range(3):
         rms = states[layer].double().pow(2).mean(-1).sqrt().mean().item()
         assert found["residual_rms", layer, "block", "mean"] == pytest.approx(rms, rel=1e-5)
+
+
+def test_a_token_without_length_has_no_update_ratio():
+    from preln.models import tiny_model
+
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7] = 0.0
+    ids = torch.arange(3, 35).view(2, 16)
+    assert (ids == 7).sum() == 1
+    table = probe(model, ids, measures=["update_ratio"], bootstrap=0)
+    values = table[(table["statistic"] == "mean") & (table["site"] == "block")].sort_values("layer")["value"]
+    assert np.isfinite(values).all()
+    states = []
+    handle = model.model.layers[0].register_forward_hook(lambda m, args, out: states.extend([args[0], out]))
+    with torch.no_grad():
+        model(ids, use_cache=False)
+    handle.remove()
+    lengths = states[0].norm(dim=-1)
+    ratios = (states[1] - states[0]).norm(dim=-1)[lengths > 0] / lengths[lengths > 0]
+    assert len(ratios) == 31
+    assert values.iloc[0] == pytest.approx(float(ratios.mean()), rel=1e-5)

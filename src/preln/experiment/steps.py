@@ -27,8 +27,10 @@ def verify_step(lab: Lab, folder: Path, _work: Path) -> None:
 
 
 def probe_step(lab: Lab, folder: Path, _work: Path) -> None:
-    """Measure the unpruned model, two sequences at a time: grad_param resamples these pairs."""
-    result = probe_tables(lab.model, lab.tokens["calibration"], batch_size=2, seed=lab.study.seed)
+    """Measure the unpruned model, in six passes or more: ``grad_param`` resamples passes."""
+    tokens = lab.tokens["calibration"]
+    batch_size = min(4, max(1, len(tokens) // 6))
+    result = probe_tables(lab.model, tokens, batch_size=batch_size, seed=lab.study.seed)
     write_probe(result, folder)
 
 

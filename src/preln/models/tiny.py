@@ -88,8 +88,12 @@ def tiny_model(
             for parameter in model.parameters():
                 if parameter.ndim == 1:
                     parameter.add_(0.2 * torch.randn_like(parameter))
-                else:  # the usual 0.02 leaves branches so weak that wrong formulas agree with right ones
-                    parameter.mul_(4.0)
+                    continue
+                # a padding token's embedding starts at zero: as a separator, a vector without length
+                empty = parameter.abs().flatten(1).sum(1) == 0
+                parameter[empty] = 0.02 * torch.randn_like(parameter[empty])
+                # the usual 0.02 leaves branches so weak that wrong formulas agree with right ones
+                parameter.mul_(4.0)
     return model.eval()
 
 

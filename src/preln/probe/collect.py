@@ -97,11 +97,18 @@ class Collector:
     def _enter_mlp(self, layer: int, h: Tensor) -> None:
         self._middle[layer] = h
 
-    def _mean(self, measure: str, layer: int, site: str, values: Tensor) -> None:
+    def _mean(
+        self, measure: str, layer: int, site: str, values: Tensor, *, where: Tensor | None = None
+    ) -> None:
+        """Add the sums for a mean over the real tokens, or over those of them at which ``where`` holds."""
         if measure not in self.wanted:
             return
-        masked = torch.where(self._masks.to(values.device), values, 0.0).sum(-1, dtype=torch.float64)
-        for statistic, total, count in zip(STATISTICS, masked, self._counts.to(values.device), strict=True):
+        masks, counts = self._masks.to(values.device), self._counts.to(values.device)
+        if where is not None:
+            masks = masks & where
+            counts = masks.sum(-1).double()
+        totals = torch.where(masks, values, 0.0).sum(-1, dtype=torch.float64)
+        for statistic, total, count in zip(STATISTICS, totals, counts, strict=True):
             self.sums.add((measure, layer, site, statistic), "ratio", total, count)
 
     @torch.no_grad()
@@ -121,7 +128,8 @@ class Collector:
             self._mean("variance_le_one", *key, (h.var(dim=-1, unbiased=False) <= 1.0).to(h.dtype))
 
     def _update(self, layer: int, site: str, moved: Change) -> None:
-        self._mean("update_ratio", layer, site, moved.update / moved.before)
+        # a zero vector (the embedding of a padding token used as a separator) has no ratio
+        self._mean("update_ratio", layer, site, moved.update / moved.before, where=moved.before > 0)
         self._mean("cosine", layer, site, 1.0 - moved.gap)
 
     def _block(self, layer: int, x: Tensor, y: Tensor) -> None:

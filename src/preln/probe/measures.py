@@ -13,7 +13,7 @@ GRADIENT = ("grad_hidden", "first_order_damage")
 PARAMETER = ("grad_param",)
 MEASURES = {
     "residual_rms": "mean over tokens of |x[l]|/sqrt(d); layer L is the last block's output before the norm",
-    "update_ratio": "mean over tokens of |F|/|x|, F the update of the block or of one half",
+    "update_ratio": "mean over tokens with x != 0 of |F|/|x|, F the update of the block or of one half",
     "cosine": "mean over tokens of cos(x, x+F)",
     "block_influence": "mean over tokens of 1 - cos(x, x+F)",
     "block_influence_global": "1 - one cosine over the flattened batch",
