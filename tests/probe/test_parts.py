@@ -130,7 +130,8 @@ def test_without_parameter_gradients_many_batches_pass():
 @pytest.mark.integration
 def test_forward_measures_need_no_gradient(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "backward", lambda *_, **__: pytest.fail("a backward pass was made"))
-    probe(tiny_model("llama", blocks=2), ids(), measures=["cosine", "norm_sigma"])
+    table = probe(tiny_model("llama", blocks=2), ids(), measures=["cosine", "norm_sigma"])
+    assert set(table["measure"]) == {"cosine", "norm_sigma"}
 
 
 @pytest.mark.integration
