@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from preln.base.errors import InputError
+from preln.base.progress import track
 
 PACKAGES = ("numpy", "scipy")
 SHORTEST = 400  # characters; below that a docstring is a signature and a sentence
@@ -41,7 +42,8 @@ def docstring_documents() -> tuple[str, ...]:
     """
     found: set[str] = set()
     for package in PACKAGES:
-        for path in _source_files(package):
+        files = _source_files(package)
+        for path in track(files, label=f"documentation of {package}", total=len(files)):
             content = path.read_bytes()
             # parsing is most of the cost, and two files in three hold no long text at all
             if _SUBSTANTIAL.search(content):

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from preln.base.progress import track
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -50,7 +52,8 @@ def token_losses(
     model.eval()
     parts = []
     try:
-        for start in range(0, input_ids.shape[0], batch_size):
+        starts = range(0, input_ids.shape[0], batch_size)
+        for start in track(starts, label="loss", total=len(starts)):
             ids = input_ids[start : start + batch_size].to(device)
             mask = None
             if attention_mask is not None:

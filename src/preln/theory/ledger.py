@@ -10,6 +10,7 @@ from typing import Any
 
 from preln.base.errors import InputError
 from preln.base.files import write_json
+from preln.base.progress import track
 from preln.theory.claims import CLAIMS, Claim, Evidence, Registry, status_of
 
 SCHEMA_VERSION = 1
@@ -152,4 +153,5 @@ def decide(ids: Iterable[str] | None = None, *, claims: Registry | None = None) 
             done[id] = Decided(claims[id], evidence, status_of(claims[id].kind, evidence, used))
         return done[id]
 
-    return Ledger({id: visit(id, ()) for id in select(ids, claims)})
+    wanted = select(ids, claims)
+    return Ledger({id: visit(id, ()) for id in track(wanted, label="deriving", total=len(wanted))})
