@@ -186,8 +186,10 @@ def run(arguments: argparse.Namespace) -> Outcome:
     summary = run_study(study, arguments.out or default_out(arguments.study))
     for name, status in summary["verdicts"].items():
         print(f"{name}: {status}")
+    for name in summary["failed_claims"]:
+        print(f"{name}: a piece of evidence failed, see verify/ledger.json", file=sys.stderr)
     print(summary["run"])
-    return summary, DONE
+    return summary, NOT_HELD if summary["failed_claims"] else DONE
 
 
 def report(arguments: argparse.Namespace) -> Outcome:

@@ -48,6 +48,7 @@ def test_a_study_runs_keeps_and_reruns_only_what_changed(study_values, write_yam
     study = read_study(write_yaml(study_values))
     first = run_study(study, undisturbed)
     assert first["reused"] == 0
+    assert first["failed_claims"] == []
     assert set(first["verdicts"]) == {h["id"] for h in study_values["hypotheses"]}
     manifest = json.loads((undisturbed / "manifest.json").read_text())
     assert manifest["status"] == "finished"
@@ -202,3 +203,20 @@ def test_an_export_leaves_weights_out_and_says_so(study_values, write_yaml, tmp_
     assert set(record["left_out"]) == {"weights.safetensors"}
     assert (out / "decide" / "verdicts.json").read_bytes() == (run / "decide" / "verdicts.json").read_bytes()
     export_run(run, out)
+
+
+def test_a_theorem_that_fails_is_named_and_turns_the_exit_code(
+    monkeypatch, capsys, tmp_path, study_values, write_yaml
+):
+    from preln import cli, experiment
+    from preln.experiment.run import failed_claims
+
+    evidence = [{"kind": "smt", "outcome": "pass"}, {"kind": "property", "outcome": "fail"}]
+    ledger = {
+        "claims": [{"id": "RMS-NORM", "evidence": evidence}, {"id": "SIM-BI", "evidence": evidence[:1]}]
+    }
+    assert failed_claims(ledger) == ["RMS-NORM"]
+    summary = {"verdicts": {}, "run": "x", "failed_claims": failed_claims(ledger)}
+    monkeypatch.setattr(experiment, "run_study", lambda *_: summary)
+    assert cli.main(["run", str(write_yaml(study_values)), "--out", str(tmp_path / "run")]) == 1
+    assert "RMS-NORM" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from preln.base.provenance import now, provenance
 from preln.experiment.lab import Lab
 from preln.experiment.pipeline import build_steps
 from preln.experiment.store import RunStore
-from preln.experiment.study import Study, write_study
+from preln.experiment.study import Study, study_text, write_study
 
 
 def _say(message: str) -> None:
@@ -29,7 +29,7 @@ def run_study(study: Study, out: str | os.PathLike[str]) -> dict[str, Any]:
         out: The run folder. It may hold an earlier, unfinished or different run of the same study.
 
     Returns:
-        ``{"run", "steps", "ran", "reused", "seconds", "verdicts"}``.
+        ``{"run", "steps", "ran", "reused", "seconds", "verdicts", "failed_claims"}``.
 
     Raises:
         InputError: The folder belongs to another study or another process, a stored file was changed, or
@@ -66,6 +66,7 @@ def run_study(study: Study, out: str | os.PathLike[str]) -> dict[str, Any]:
         "reused": len(steps) - len(ran),
         "seconds": round(time.perf_counter() - begin, 3),
         "verdicts": {v["id"]: v["status"] for v in verdicts},
+        "failed_claims": failed_claims(read_json(store.root / "verify" / "ledger.json")),
     }
 
 
@@ -99,7 +100,7 @@ def _open_manifest(store: RunStore, study: Study, lab: Lab) -> dict[str, Any]:
     if path.is_file():
         manifest = read_json(path)
         if all(manifest.get(key) == value for key, value in identity.items()):
-            if (store.root / "config.yaml").read_text(encoding="utf-8") == _resolved(study):
+            if (store.root / "config.yaml").read_text(encoding="utf-8") == study_text(study):
                 return manifest
             manifest["status"] = "running"
             write_study(study, store.root / "config.yaml")
@@ -111,10 +112,13 @@ def _open_manifest(store: RunStore, study: Study, lab: Lab) -> dict[str, Any]:
     return manifest
 
 
-def _resolved(study: Study) -> str:
-    from preln.experiment.study import study_text
+def failed_claims(ledger: dict[str, Any]) -> list[str]:
+    """Ids of the claims in a stored ledger with a piece of evidence that failed.
 
-    return study_text(study)
+    >>> failed_claims({"claims": [{"id": "A", "evidence": [{"outcome": "fail"}]}]})
+    ['A']
+    """
+    return [c["id"] for c in ledger["claims"] if any(e["outcome"] == "fail" for e in c["evidence"])]
 
 
 def default_out(study_path: str | os.PathLike[str]) -> Path:
