@@ -1,4 +1,4 @@
-# The front door: setup, demo, test, lint, paper. Each target brings its own environment.
+# The front door: setup, demo, test, lint, check, bench, paper. Each target brings its own environment.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ RUN ?= runs/quickstart
 # one thread a worker: two workers on two cores are faster than one with two threads
 TEST_WORKERS ?= 2
 
-.PHONY: setup demo test lint paper clean
+.PHONY: setup demo test lint check bench paper clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -30,6 +30,13 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/basedpyright --level error
+
+# registry, written proofs and tests agree, and every claim is decided
+check: setup
+	$(BIN)/preln verify --check
+
+bench: setup
+	$(BIN)/python benchmarks/sigma.py
 
 paper: setup
 	@test -f paper/main.tex || { echo "paper/main.tex: there is no paper yet: see CHANGELOG.md" >&2; exit 2; }

@@ -1,4 +1,4 @@
-"""Commit a finished run: export it without weights, redraw the README's picture, fill the README's tables.
+"""Commit a finished run: export it without weights, redraw the pictures of docs, fill the README's tables.
 
 Usage: python experiments/refresh.py runs/quickstart
 """
@@ -17,6 +17,7 @@ from preln.report.load import load_run
 from preln.report.markdown import refresh_readme
 
 ROOT = Path(__file__).resolve().parents[1]
+PICTURES = ("depth-profile", "theory-initialisation", "theory-growth", "theory-mutants")
 
 
 def main(run: str) -> int:
@@ -28,9 +29,10 @@ def main(run: str) -> int:
         return 2
     with tempfile.TemporaryDirectory() as scratch:
         build_report([results], Path(scratch) / "report")
-        picture = Path(scratch) / "report" / "figures" / "depth-profile-double.png"
         (ROOT / "docs").mkdir(exist_ok=True)
-        shutil.copyfile(picture, ROOT / "docs" / "depth_profile.png")
+        for name in PICTURES:
+            picture = Path(scratch) / "report" / "figures" / f"{name}-double.png"
+            shutil.copyfile(picture, ROOT / "docs" / f"{name.replace('-', '_')}.png")
     refresh_readme(ROOT / "README.md", load_run(results))
     return 0
 

@@ -53,12 +53,35 @@ def verify(arguments: argparse.Namespace) -> Outcome:
     """Decide the theorems, and say which claims fail to be what they are listed as."""
     from preln.testing.verify import verify as decide
 
-    ledger = decide(arguments.ids or None, profile=arguments.profile)
+    if arguments.check:
+        return _gate(arguments)
+    ledger = decide(arguments.ids or None, profile=arguments.profile, ledgers=arguments.ledger)
     if arguments.out:
         ledger.write(Path(arguments.out) / "ledger.json")
     print(ledger.table())
+    print(f"\n{ledger.family_table()}")
     statuses = {name: entry.status for name, entry in ledger.claims.items()}
-    return {"claims": statuses, "ok": ledger.ok, "out": arguments.out}, DONE if ledger.ok else NOT_HELD
+    result = {"claims": statuses, "families": ledger.families(), "survivors": ledger.survivors()}
+    return result | {"ok": ledger.ok, "out": arguments.out}, DONE if ledger.ok else NOT_HELD
+
+
+def _gate(arguments: argparse.Namespace) -> Outcome:
+    """Check that registry, written proofs and tests agree, and that every claim is decided."""
+    from preln.testing.gate import checkout, problems
+    from preln.theory import decide
+
+    if arguments.ids or arguments.ledger or arguments.out:
+        raise InputError("--check: it looks at the whole built-in ledger: leave out IDs, --ledger and --out")
+    root = checkout()
+    found = problems(decide(), root)
+    for line in found:
+        print(line)
+    print(
+        f"{len(found)} problems"
+        if found
+        else "registry, written proofs and tests agree; every claim is decided"
+    )
+    return {"problems": found, "ok": not found}, NOT_HELD if found else DONE
 
 
 def probe(arguments: argparse.Namespace) -> Outcome:

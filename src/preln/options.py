@@ -81,6 +81,16 @@ def build_parser(version: str) -> Parser:
     verify = _add(verbs, version, "verify", "derive, decide and property-test the theorems", model=False)
     verify.add_argument("ids", metavar="ID", nargs="*", help="claims to decide (default: all)")
     verify.add_argument("--profile", choices=("quick", "full"), default="quick", help="default: %(default)s")
+    verify.add_argument(
+        "--ledger",
+        metavar="PATH.py",
+        action="append",
+        default=[],
+        help="add claims of your own (runs the file)",
+    )
+    verify.add_argument(
+        "--check", action="store_true", help="only check that registry, written proofs and tests agree"
+    )
 
     probe = _add(verbs, version, "probe", "measure gradient flow through a model")
     _with_data(probe)

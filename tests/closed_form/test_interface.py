@@ -109,9 +109,23 @@ def test_newton_rises_to_the_root_and_never_passes_it():
         return 2 - lam - lam / (lam + 0.01), 1 + 0.01 / (lam + 0.01) ** 2
 
     one = torch.ones(1, dtype=torch.float64)
-    root = float(secular.newton(step, one, 2 * one))
+    root = 1 + float(secular.newton(step, one, 2 * one))
     assert 2 - root - root / (root + 0.01) == pytest.approx(0, abs=1e-15)
     assert seen == sorted(seen) and seen[-1] <= root * (1 + 1e-15) and len(seen) < 8
+
+
+@pytest.mark.parametrize("sharp", [False, True])
+def test_newton_near_a_pole(sharp):
+    """F = 1 - mu - mu/(mu + 1e-30) has its root at mu = 1e-15: below a rounding of lambda = 1 + mu."""
+
+    def step(rows, mu):
+        return 1 - mu - mu / (mu + 1e-30), 1 + 1e-30 / (mu + 1e-30) ** 2
+
+    one = torch.ones(1, dtype=torch.float64)
+    mu = float(secular.newton(step, one, 2 * one, sharp=sharp))
+    assert mu < 2e-15
+    if sharp:
+        assert mu == pytest.approx(1e-15, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from preln.base.errors import InputError
-from preln.testing import norm_properties, other_properties
-from preln.testing.norm_properties import PROPERTIES as NORMS
-from preln.testing.other_properties import PROPERTIES as OTHERS
+from preln.testing.checks import checks, in_use, measurements, mutants, norm, variant
+from preln.testing.checks.norm import PROPERTIES as NORMS
+from preln.testing.checks.reproduce import REPRODUCE, reproduce
+from preln.testing.modules import NORM_MODULES
 from preln.testing.properties import Worst
 from preln.testing.verify import properties, verify
-from preln.theory import Evidence, registry
+from preln.theory import Evidence, Ledger, decide, registry
 
 
 def test_quick_verification_holds_and_is_written(tmp_path):
@@ -20,24 +21,50 @@ def test_quick_verification_holds_and_is_written(tmp_path):
     for entry in ledger.claims.values():
         (*_, last) = entry.evidence
         assert last.kind == "property" and last.passed and last.detail["n"] > 0
-        assert (
-            last.detail["largest_relative_error"] <= last.detail["tolerance"]
-            and last.detail["worst_input"]["x"]
+        numbers = [e.detail for e in entry.evidence if "largest_relative_error" in e.detail]
+        assert numbers and all(
+            d["largest_relative_error"] <= d["tolerance"] and d["worst_input"] for d in numbers
         )
     ledger.write(tmp_path / "ledger.json")
     assert json.loads((tmp_path / "ledger.json").read_text()) == ledger.to_json()
 
 
-def test_every_proved_theorem_has_a_check():
-    proved = {id for id, c in registry().items() if c.kind == "theorem" and c.expect == "proved"}
-    assert set(NORMS) | set(OTHERS) == proved
-    assert not set(NORMS) & set(OTHERS)
+def test_every_theorem_is_put_to_numbers():
+    theorems = {id: c for id, c in registry().items() if c.kind == "theorem"}
+    assert set(checks()) == {id for id, c in theorems.items() if c.expect == "proved"}
+    assert set(REPRODUCE) == {id for id, c in theorems.items() if c.expect == "refuted"}
+    assert set(measurements()) == {"STK-INIT", "STK-GROWTH"}
 
 
-@pytest.mark.parametrize("id", sorted(set(NORMS) | set(OTHERS)))
+@pytest.mark.parametrize("id", sorted(NORMS | variant.PROPERTIES))
 def test_each_check_passes(id):
     found = properties(id, [], 1)
     assert found and all(e.kind == "property" and e.passed for e in found), found
+
+
+def test_every_module_in_use_is_hunted_once():
+    found = [e for id in ("RMS-GAIN", "LN-GAIN") for e in in_use(id, 1)]
+    found += [e for id in ("VAR-ONE-PLUS", "VAR-HEADS") for e in variant.PROPERTIES[id](1)]
+    hunted = [e.detail["against"] for e in found if "found_by" in e.detail]
+    for name in NORM_MODULES:
+        assert sum(f"of {name}:" in line for line in hunted) == 1, name
+
+
+@pytest.mark.parametrize("id", sorted(mutants.MUTATIONS))
+def test_every_mutated_formula_is_noticed(id):
+    (found,) = mutants.formula_mutants(id)
+    assert found.passed and len(found.detail["negative_controls"]) == len(mutants.MUTATIONS[id])
+
+
+def test_a_mutant_that_changes_nothing_survives(monkeypatch):
+    """Negative control: the machinery can find survivors."""
+    monkeypatch.setitem(mutants.MUTATIONS, "RMS-SPEC", ("gain dropped",))
+    (found,) = mutants.formula_mutants("RMS-SPEC")
+    assert not found.passed
+    entry = decide(["RMS-SPEC"]).claims["RMS-SPEC"].with_evidence(found)
+    ledger = Ledger({"RMS-SPEC": entry})
+    assert entry.status == "open" and ledger.survivors() == ["RMS-SPEC: formula with gain dropped"]
+    assert "MUTANT SURVIVES: RMS-SPEC: formula with gain dropped" in ledger.family_table()
 
 
 def test_a_failing_check_shows(monkeypatch):
@@ -51,7 +78,7 @@ def test_a_failing_check_shows(monkeypatch):
     ledger = verify(["RMS-JAC"])
     entry = ledger.claims["RMS-JAC"]
     assert not ledger.ok and entry.status == "open" and "RMS-JAC" in ledger.failures[0]
-    assert [e.outcome for e in entry.evidence if e.kind == "property"] == ["fail", "fail"]
+    assert next(e.outcome for e in entry.evidence if e.kind == "property") == "fail"
 
 
 @pytest.mark.parametrize("id", sorted(NORMS))
@@ -59,14 +86,14 @@ def test_norm_checks_notice_a_wrong_layer(id, monkeypatch):
     """Negative control: the layer under test has twice the eps it says."""
     from dataclasses import replace
 
-    honest = norm_properties.autograd_jacobian
+    honest = norm.autograd_jacobian
 
     def twisted(layer, x):
         if isinstance(layer, torch.nn.Module):
             return honest(layer, x)
         return honest(replace(layer, eps=2 * layer.eps), x)
 
-    monkeypatch.setattr(norm_properties, "autograd_jacobian", twisted)
+    monkeypatch.setattr(norm, "autograd_jacobian", twisted)
     assert not all(e.passed for e in properties(id, [], 1))
 
 
@@ -75,8 +102,8 @@ def test_reproducing_notices_wrong_values():
         "instance": {"layer": "layer_norm", "x": ["1", "-1"], "eps": "9/16"},
         "values": {"sigma": "36/125"},
     }
-    assert other_properties.reproduce(detail, "LN-NORM").passed
-    assert not other_properties.reproduce(detail | {"values": {"sigma": "4/5"}}, "LN-NORM").passed
+    assert reproduce("LN-NORM", detail).passed
+    assert not reproduce("LN-NORM", detail | {"values": {"sigma": "4/5"}}).passed
 
 
 def test_worst_keeps_the_largest_and_refuses_nothing():

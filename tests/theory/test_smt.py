@@ -44,7 +44,7 @@ def test_a_solver_that_gives_up_leaves_the_claim_open(monkeypatch):
     evidence = proof.evidence()
     assert not evidence.passed and not evidence.detail["negative_controls"][0]["rejected"]
     assert status_of("theorem", [evidence], {}) == "open"
-    assert not decide(a**2 >= 0).passed
+    assert not settle(a**2 >= 0).passed
 
 
 def test_declared_signs_and_dimensions_are_assumed():
@@ -96,6 +96,6 @@ def test_a_counterexample_must_violate_and_its_twin_must_not():
 
 
 def test_decide_tells_a_true_bound_from_a_false_one():
-    assert decide(p + 1 / p >= 2).kind == "smt"
-    wrong = decide(p + 1 / p >= 3)
+    assert settle(p + 1 / p >= 2).kind == "smt"
+    wrong = settle(p + 1 / p >= 3)
     assert wrong.kind == "counterexample" and wrong.passed and "p" in wrong.detail["model"]

@@ -22,9 +22,7 @@ def dense_singular_values(rows: Rows, dense: Callable[[Rows], Tensor]) -> Tensor
     size = max(1, (1 << 22) // d**2)
     for at in range(0, len(values), size):
         cut = slice(at, at + size)
-        weight = rows.weight if rows.weight is None or rows.weight.ndim == 1 else rows.weight[cut]
-        piece = Rows(rows.unit[cut], rows.scale[cut], rows.shrink[cut], rows.complement[cut], weight)
-        values[cut] = torch.linalg.svdvals(dense(piece))
+        values[cut] = torch.linalg.svdvals(dense(rows[cut]))
     return values
 
 

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from preln.closed_form.dense import apply_gain, dense_singular_values, sigma_bounds
-from preln.closed_form.secular import layer_sigma
+from preln.closed_form.gradient import Sensitivity, differentiable, joined, of_root, of_scale
+from preln.closed_form.secular_pair import layer_root
 from preln.closed_form.vectors import Rows, prepare
 
 
@@ -20,7 +21,7 @@ def layer_norm_jacobian(
     """Return G = diag(gamma) (C - (1 - t) u u^T)/s with u = C x/|C x|.
 
     C is the centring projector, s = sqrt(var + eps), t = eps/s^2 (theorem LN-JAC). Row i is the gradient of
-    output i.
+    output i. The result carries no gradient.
 
     Args:
         x: vectors, any floating dtype; computed in float64, returned in x's dtype.
@@ -47,7 +48,8 @@ def layer_norm_singular_values(
     """Return all singular values of the Jacobian, in falling order.
 
     Without gain they are 1/s, d - 2 times, then t/s and 0; for constant x 1/s, d - 1 times, then 0 (theorem
-    LN-SPEC). With a gain they come from a dense decomposition, O(d^2) memory a vector.
+    LN-SPEC). With a gain they come from a dense decomposition, O(d^2) memory a vector. The result carries
+    no gradient.
 
     Args:
         x: vectors.
@@ -79,8 +81,12 @@ def layer_norm_sigma(
     """Return the largest singular value of the Jacobian, exactly, in O(d) memory a vector.
 
     Without gain it is 1/s for d >= 3, t/s for d = 2 (t = 1 where x is constant) and 0 for d = 1 (theorem
-    LN-NORM-D3); with a gain and d >= 3, the root of the secular equation in `preln.closed_form.secular`. The
-    result carries no gradient. Where there is no Jacobian (eps = 0 and s = 0) it is not finite.
+    LN-NORM-D3); with a gain and d >= 3, the root of the secular equation in `preln.closed_form.secular`.
+
+    It has a first derivative in x and in the gain wherever the largest singular value is simple, also in O(d)
+    memory; where it is not, the gradient is that of one branch (see `preln.closed_form.gradient`).
+    Backpropagation only: forward mode carries no derivative, and a second derivative is refused. Where there
+    is no Jacobian (eps = 0 and s = 0) sigma is not finite.
 
     Args:
         x: vectors.
@@ -94,23 +100,16 @@ def layer_norm_sigma(
     tensor(1.2247)
     """
     rows = prepare(x, weight, eps, centre=True)
-    d = x.shape[-1]
-    if d == 1:
-        sigma = 0.0 * rows.scale
-    elif d == 2:
-        # B = (t/s) u u^T with u = (1, -1)/sqrt(2).
-        stretch = 1.0 if rows.weight is None else (rows.weight.square().sum(-1) / 2).sqrt()
-        sigma = stretch * rows.shrink / rows.scale
-    elif weight is None:
-        sigma = 1 / rows.scale
-    else:
-        pieces = [
-            layer_sigma(c.unit, c.shrink, c.kappa, c.weight) / c.scale
-            for c in rows.chunks()
-            if c.weight is not None  # true of every piece, since the gain is given
-        ]
-        sigma = torch.cat(pieces) if pieces else rows.scale
-    return sigma.reshape(x.shape[:-1]).to(x.dtype)
+
+    def solve(gradients: bool) -> Sensitivity:
+        d = rows.unit.shape[-1]
+        if d <= 2:
+            return _small(rows)
+        if rows.weight is None:
+            return of_scale(1 / rows.scale, rows, power=1)
+        return joined([_solve(c, gradients) for c in rows.chunks()], rows)
+
+    return differentiable(solve, x, weight)
 
 
 def layer_norm_sigma_bounds(
@@ -121,7 +120,7 @@ def layer_norm_sigma_bounds(
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Return |gamma|_(3)/s and |gamma|_(1)/s, between which sigma lies (theorem LN-GAIN-BOUND).
 
-    For d < 3 there is no third gain, and the lower bound is 0.
+    For d < 3 there is no third gain, and the lower bound is 0. They carry no gradient.
 
     Args:
         x: vectors.
@@ -132,6 +131,23 @@ def layer_norm_sigma_bounds(
         InputError: an argument has the wrong type, shape or value.
     """
     return sigma_bounds(prepare(x, weight, eps, centre=True), x, nth=3)
+
+
+def _small(rows: Rows) -> Sensitivity:
+    """Return sigma for d = 1, where B = 0, and d = 2, where B = (t/s) u u^T with u = (1, -1)/sqrt(2)."""
+    n, d = rows.unit.shape
+    if d == 1:
+        return of_scale(0.0 * rows.scale, rows, power=1, by_gain=torch.zeros_like(rows.unit))
+    slope = rows.shrink / rows.scale
+    gain = rows.gain.expand(n, d)
+    stretch = torch.hypot(gain[:, 0], gain[:, 1]) / 2**0.5
+    by_gain = gain / (2 * torch.where(stretch > 0, stretch, torch.ones_like(stretch)))[:, None]
+    return of_scale(stretch * slope, rows, power=3, by_gain=by_gain * slope[:, None])
+
+
+def _solve(rows: Rows, gradients: bool) -> Sensitivity:
+    root = layer_root(rows.raw, rows.length, rows.shrink, rows.kappa, rows.gain, vector=gradients)
+    return of_root(rows, root)
 
 
 def _dense(rows: Rows) -> Tensor:

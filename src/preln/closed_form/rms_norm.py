@@ -8,7 +8,8 @@ from torch import Tensor
 
 from preln.base.errors import InputError
 from preln.closed_form.dense import apply_gain, dense_singular_values, sigma_bounds
-from preln.closed_form.secular import rms_sigma
+from preln.closed_form.gradient import Sensitivity, differentiable, joined, of_root, of_scale
+from preln.closed_form.secular import rms_root
 from preln.closed_form.vectors import Rows, prepare
 
 
@@ -22,7 +23,7 @@ def rms_norm_jacobian(
     """Return G = diag(gamma) (I - (1 - t) u u^T)/s with u = x/|x|.
 
     t = eps/s^2 for eps inside the root (theorem RMS-JAC), eps/s outside (theorem RMS-PAPER). Row i is the
-    gradient of output i.
+    gradient of output i. The result carries no gradient.
 
     Args:
         x: vectors, any floating dtype; computed in float64, returned in x's dtype.
@@ -52,7 +53,7 @@ def rms_norm_singular_values(
     """Return all singular values of the Jacobian, in falling order.
 
     Without gain they are 1/s, d - 1 times, and t/s (theorem RMS-SPEC); with a gain they come from a dense
-    decomposition, O(d^2) memory a vector.
+    decomposition, O(d^2) memory a vector. The result carries no gradient.
 
     Args:
         x: vectors.
@@ -82,8 +83,12 @@ def rms_norm_sigma(
     """Return the largest singular value of the Jacobian, exactly, in O(d) memory a vector.
 
     Without gain it is 1/s for d >= 2 and t/s for d = 1 (theorem RMS-NORM); with a gain, the root of the
-    secular equation in `preln.closed_form.secular`. The result carries no
-    gradient. Where there is no Jacobian (eps = 0 and s = 0) it is not finite.
+    secular equation in `preln.closed_form.secular`.
+
+    It has a first derivative in x and in the gain wherever the largest singular value is simple, also in O(d)
+    memory; where it is not, the gradient is that of one branch (see `preln.closed_form.gradient`).
+    Backpropagation only: forward mode carries no derivative, and a second derivative is refused. Where there
+    is no Jacobian (eps = 0 and s = 0) sigma is not finite.
 
     Args:
         x: vectors.
@@ -98,16 +103,22 @@ def rms_norm_sigma(
     tensor(0.4833)
     """
     rows = _rows(x, weight, eps, eps_placement)
-    if weight is None:
-        sigma = (1 / rows.scale) if x.shape[-1] > 1 else rows.shrink / rows.scale
-    else:
-        pieces = [
-            rms_sigma(c.unit, c.shrink, c.kappa, c.weight) / c.scale
-            for c in rows.chunks()
-            if c.weight is not None  # true of every piece, since the gain is given
-        ]
-        sigma = torch.cat(pieces) if pieces else rows.scale
-    return sigma.reshape(x.shape[:-1]).to(x.dtype)
+    outside = eps_placement == "outside"
+
+    def solve(gradients: bool) -> Sensitivity:
+        if rows.unit.shape[-1] == 1:
+            # The Jacobian is the number gamma t/s.
+            slope = rows.shrink / rows.scale
+            gain = rows.gain[..., 0].expand_as(slope)
+            by_gain = (gain.sign() * slope)[:, None]
+            return of_scale(
+                gain.abs() * slope, rows, power=2 if outside else 3, outside=outside, by_gain=by_gain
+            )
+        if rows.weight is None:
+            return of_scale(1 / rows.scale, rows, power=1, outside=outside)
+        return joined([_solve(c, gradients, outside) for c in rows.chunks()], rows)
+
+    return differentiable(solve, x, weight)
 
 
 def rms_norm_sigma_bounds(
@@ -119,7 +130,7 @@ def rms_norm_sigma_bounds(
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Return |gamma|_(2)/s and |gamma|_(1)/s, between which sigma lies (theorem RMS-GAIN-BOUND).
 
-    For d = 1 there is no second gain, and the lower bound is 0.
+    For d = 1 there is no second gain, and the lower bound is 0. They carry no gradient.
 
     Args:
         x: vectors.
@@ -137,6 +148,11 @@ def _rows(x: Tensor, weight: Tensor | None, eps: float, eps_placement: str) -> R
     if eps_placement not in ("inside", "outside"):
         raise InputError(f"eps_placement is {eps_placement!r}: use 'inside' or 'outside'")
     return prepare(x, weight, eps, centre=False, outside=eps_placement == "outside")
+
+
+def _solve(rows: Rows, gradients: bool, outside: bool) -> Sensitivity:
+    root = rms_root(rows.unit, rows.shrink, rows.kappa, rows.gain, vector=gradients)
+    return of_root(rows, root, outside=outside)
 
 
 def _dense(rows: Rows) -> Tensor:

@@ -13,6 +13,10 @@ is convex with slope at most -1, and sigma(s G)^2 is its root, or the largest D 
 from there on. Newton's method from the left rises to the root without passing it, and
 root - lambda <= F(lambda) says when to stop. All sums have positive terms only.
 
+At the root, c (the top's eigenvector) and -a (the optimal coefficients) make up one vector rho with
+(P - kappa u u^T) Gamma^2 rho = lambda rho: the left singular vector of G is along Gamma rho. With the
+multiplier psi = <u, Gamma^2 rho> it is all that the gradient of sigma needs (`preln.closed_form.gradient`).
+
 Secular equations of rank-one changes: Golub, "Some modified matrix eigenvalue problems" (1973); Bunch,
 Nielsen and Sorensen (1978). The elimination and the convexity argument here are this project's.
 """
@@ -20,6 +24,7 @@ Nielsen and Sorensen (1978). The elimination and the convexity argument here are
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,15 +38,80 @@ Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(row numbers, mu) -> (F, -F') at lambda = base + mu."""
 
 
-def newton(step: Step, base: Tensor, ceiling: Tensor) -> Tensor:
-    """Return the root lambda = base + mu of a convex decreasing F with slope at most -1, for each row.
+@dataclass(frozen=True)
+class Root:
+    """Sigma of s G for each row, and where it is attained.
+
+    Attributes:
+        top: `[n]`, the largest |gain|.
+        value: `[n]`, (sigma(s G)/top)^2.
+        vector: `[n, d]`, rho, in the order of the gain as given and at most 1 in size; None if not asked for.
+        pull: `[n]`, psi = <u, (Gamma/top)^2 rho>; None if not asked for.
+    """
+
+    top: Tensor
+    value: Tensor
+    vector: Tensor | None = None
+    pull: Tensor | None = None
+
+    @property
+    def sigma(self) -> Tensor:
+        """Sigma of s G: `[n]`."""
+        return self.top * self.value.sqrt()
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """Coordinates ordered by falling |gain|, the gain divided by its largest entry.
+
+    Attributes:
+        entries: `[n, d]`, the vectors.
+        gain: `[n, d]`, |gain|/top.
+        top: `[n]`, the largest |gain|.
+        order: `[d]` or `[n, d]`, where each coordinate came from.
+    """
+
+    entries: Tensor
+    gain: Tensor
+    top: Tensor
+    order: Tensor
+
+    def tail(self, heads: int) -> tuple[Tensor, Tensor]:
+        """Return base - D_i over the coordinates after the first `heads`, and D_i - base over those before.
+
+        Base is the largest D after them. Both are products, so that nearly equal gains keep their digits.
+        """
+        first = self.gain[:, heads : heads + 1]
+        gap = (first - self.gain[:, heads:]) * (first + self.gain[:, heads:])
+        distance = (self.gain[:, :heads] - first) * (self.gain[:, :heads] + first)
+        return gap, distance
+
+    def restore(self, vector: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
+        """Put rho back in the order of the gain as given, and scale it and psi to at most 1 in size."""
+        size = vector.abs().amax(-1, keepdim=True)
+        order = self.order.expand_as(vector)
+        return torch.empty_like(vector).scatter_(-1, order, vector / size), pull / size[:, 0]
+
+
+def sort_by_gain(vectors: Tensor, weight: Tensor) -> Sorted:
+    """Order the coordinates of vectors `[n, d]` by falling |gain|."""
+    size, order = weight.abs().sort(dim=-1, descending=True, stable=True)
+    entries = vectors[:, order] if order.ndim == 1 else vectors.gather(-1, order)
+    size = size.expand_as(vectors)
+    top = size[:, :1]
+    return Sorted(entries, size / torch.where(top > 0, top, torch.ones_like(top)), top[:, 0], order)
+
+
+def newton(step: Step, base: Tensor, ceiling: Tensor, *, sharp: bool = False) -> Tensor:
+    """Return mu for the root lambda = base + mu of a convex decreasing F with slope at most -1, for each row.
 
     Args:
         step: evaluates F and -F' for some rows.
         base: `[n]`, the largest D of the tail: a lower bound of the root.
         ceiling: `[n]`, the largest D: an upper bound of the root.
+        sharp: whether mu itself must be good to roundings, as the eigenvector needs, and not only lambda.
     """
-    mu = base * 2.0**-60 + TINY
+    mu = torch.full_like(base, TINY) if sharp else base * 2.0**-60 + TINY
     rows = torch.arange(len(base), device=base.device)
     for _ in range(MAX_STEPS):
         at = mu[rows]
@@ -52,43 +122,36 @@ def newton(step: Step, base: Tensor, ceiling: Tensor) -> Tensor:
         mu[rows] = torch.where(rising, new, at)
         # F bounds the distance to the root; a step lost in rounding ends it too. NaN input is not rising and
         # ends at once.
-        going = rising & (value > 2 * ROUNDING * (base[rows] + new)) & (new > at)
+        far = rise > 2 * ROUNDING * new if sharp else value > 2 * ROUNDING * (base[rows] + new)
+        going = rising & far & (new > at)
         if not going.any():
             break
         rows = rows[going]
-    return torch.minimum(base + mu, ceiling)
+    return mu
 
 
-def sort_by_gain(unit: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Order the coordinates by falling |gain|; return the unit vectors and |gain|, `[n, d]` both."""
-    size, order = weight.abs().sort(dim=-1, descending=True, stable=True)
-    unit = unit[:, order] if order.ndim == 1 else unit.gather(-1, order)
-    return unit, size.expand_as(unit)
-
-
-def rms_sigma(unit: Tensor, shrink: Tensor, kappa: Tensor, weight: Tensor) -> Tensor:
-    """Return s sigma(G) for RMSNorm with gain.
+def rms_root(unit: Tensor, shrink: Tensor, kappa: Tensor, weight: Tensor, *, vector: bool = False) -> Root:
+    """Solve for RMSNorm with gain, d >= 2.
 
     With u the unit vector and u_1 its entry at the largest gain: Y = kappa u_1^2 / P(lambda),
-    P = (1 - kappa)/lambda + kappa sum_{i >= 2} u_i^2/(lambda - D_i).
+    P = (1 - kappa)/lambda + kappa sum_{i >= 2} u_i^2/(lambda - D_i). At the root psi = u_1/P and
+    a_i = kappa psi u_i/(lambda - D_i).
 
     Args:
         unit: `[n, d]`, x/|x|.
         shrink: `[n]`, t.
         kappa: `[n]`, 1 - t^2.
         weight: `[d]` or `[n, d]`.
+        vector: whether to return rho and psi.
     """
-    unit, gain = sort_by_gain(unit, weight)
-    top = gain[:, :1]
-    gain = gain / torch.where(top > 0, top, torch.ones_like(top))
-    n, d = unit.shape
-    second = gain[:, 1] if d > 1 else torch.zeros_like(kappa)
-    base, ceiling = second.square(), gain[:, 0].square()
+    by_gain = sort_by_gain(unit, weight)
+    unit, gain = by_gain.entries, by_gain.gain
+    n = len(unit)
+    base, ceiling = gain[:, 1].square(), gain[:, 0].square()
     head = kappa * unit[:, 0].square()
     mass = kappa[:, None] * unit[:, 1:].square()
-    # D_2 - D_i as a product, so that nearly equal gains keep their digits.
-    gap = (second[:, None] - gain[:, 1:]) * (second[:, None] + gain[:, 1:])
-    distance = (gain[:, 0] - second) * (gain[:, 0] + second)
+    gap, distance = by_gain.tail(1)
+    distance = distance[:, 0]
 
     def step(rows: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
         whole = len(rows) == n
@@ -104,96 +167,39 @@ def rms_sigma(unit: Tensor, shrink: Tensor, kappa: Tensor, weight: Tensor) -> Te
         slope = 1 + y * (extra / lam + (share * inverse).sum(-1)) / p.clamp(min=FLOOR)
         return distance[rows] - mu - y, slope
 
-    lam = newton(step, base, ceiling)
-    return top[:, 0] * lam.sqrt()
+    mu = newton(step, base, ceiling, sharp=vector)
+    value = torch.minimum(base + mu, ceiling)
+    if not vector:
+        return Root(by_gain.top, value)
+    inverse = (gap + mu[:, None]).reciprocal()
+    p = shrink.square() / (base + mu) + (mass * inverse).sum(-1)
+    # Where F was negative from the start, lambda = D_2 and the top takes no part unless it is tied.
+    stuck = mu <= TINY
+    pull = torch.where(stuck, torch.zeros_like(p), unit[:, 0] / p.clamp(min=FLOOR))
+    reached = -(kappa * pull)[:, None] * unit[:, 1:] * inverse
+    reached = torch.cat([torch.ones_like(reached[:, :1]), reached], dim=-1)
+    rho = torch.where(stuck[:, None], _within_ties(unit, gain), reached)
+    return Root(by_gain.top, value, *by_gain.restore(rho, pull))
 
 
-def layer_sigma(unit: Tensor, shrink: Tensor, kappa: Tensor, weight: Tensor) -> Tensor:
-    """Return s sigma(G) for LayerNorm with gain, d >= 3.
+def _within_ties(unit: Tensor, gain: Tensor) -> Tensor:
+    """Return an eigenvector for D_2: orthogonal to u, on two coordinates whose gain is the second largest.
 
-    With weights omega_i = 1/(lambda - D_i) over i >= 3, Omega their sum, m the omega-weighted mean of u and
-    S = (1 - kappa)/lambda + kappa sum omega_i (u_i - m)^2:
-    Y_ab = 1/Omega + kappa (u_a - m)(u_b - m)/S for a, b in {1, 2}.
-
-    Args:
-        unit: `[n, d]`, xc/|xc|.
-        shrink: `[n]`, t.
-        kappa: `[n]`, 1 - t^2.
-        weight: `[d]` or `[n, d]`.
+    If only one has that gain, or if u vanishes on both, one coordinate alone.
     """
-    unit, gain = sort_by_gain(unit, weight)
-    top = gain[:, :1]
-    gain = gain / torch.where(top > 0, top, torch.ones_like(top))
-    n = len(unit)
-    third = gain[:, 2]
-    base, ceiling = third.square(), gain[:, 0].square()
-    gap = (third[:, None] - gain[:, 2:]) * (third[:, None] + gain[:, 2:])
-    distance = (gain[:, :2] - third[:, None]) * (gain[:, :2] + third[:, None])
-    # Only differences of entries count. Measured from the third, whose weight is close to 1 near the pole
-    # D_3, the weighted mean m keeps its digits there.
-    unit = unit - unit[:, 2:3]
-    pair, tail = unit[:, :2], unit[:, 2:]
-
-    def step(rows: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
-        whole = len(rows) == n
-        u, g = (tail, gap) if whole else (tail[rows], gap[rows])
-        k, t = kappa[rows], shrink[rows]
-        omega = (g + mu[:, None]).reciprocal()
-        weight_sum = omega.sum(-1)
-        omega = omega / weight_sum[:, None]
-        mean = (omega * u).sum(-1)
-        off = u - mean[:, None]
-        lam = base[rows] + mu
-        spread = t.square() / (lam * weight_sum) + k * (omega * off.square()).sum(-1)
-        lever = pair[rows] - mean[:, None]
-        value, both, along = _top_eigenvalue(distance[rows] - mu[:, None], 1 / weight_sum, lever, k, spread)
-        # Envelope theorem: Y' along the eigenvector is sum a_i^2 over the optimal coefficients a_i.
-        pull = k * along / spread.clamp(min=FLOOR)
-        coefficients = omega * (both[:, None] + off * pull[:, None])
-        fixed = (t * pull / (lam * weight_sum)).square() / k.clamp(min=FLOOR)
-        return value, 1 + coefficients.square().sum(-1) + fixed
-
-    lam = newton(step, base, ceiling)
-    return top[:, 0] * lam.sqrt()
-
-
-def _top_eigenvalue(
-    diagonal: Tensor, common: Tensor, lever: Tensor, kappa: Tensor, spread: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Solve for the top of diag - common (1 1^T + kappa lever lever^T/spread), 2 x 2.
-
-    Returns the largest eigenvalue, and <1, c> and <lever, c> of its unit eigenvector c.
-
-    The last term can be huge (spread near 0), so the matrix is turned to have its first axis along `lever`:
-    the huge number then stands alone on the diagonal and cancels nothing.
-    """
-    length = torch.hypot(lever[:, 0], lever[:, 1])
-    flat = length == 0
-    safe = torch.where(flat, torch.ones_like(length), length)
-    g1 = torch.where(flat, torch.ones_like(length), lever[:, 0] / safe)
-    g2 = torch.where(flat, torch.zeros_like(length), lever[:, 1] / safe)
-    heavy = common * torch.where(
-        flat, torch.zeros_like(length), kappa * length.square() / spread.clamp(min=FLOOR)
-    )
-    d1, d2 = diagonal[:, 0], diagonal[:, 1]
-    a = g1.square() * d1 + g2.square() * d2 - common * (g1 + g2).square() - heavy
-    b = g1 * g2 * (d2 - d1) - common * (g1 + g2) * (g1 - g2)
-    c = g2.square() * d1 + g1.square() * d2 - common * (g1 - g2).square()
-    half = (c - a) / 2
-    radius = torch.hypot(half, b)
-    far = half.abs() + radius
-    correction = torch.where(far > 0, b.square() / torch.where(far > 0, far, torch.ones_like(far)), far)
-    value = torch.maximum(a, c) + correction
-    # Eigenvector in the turned axes: (b, value - a) if c >= a, else (value - c, b); value - a = 2 half +
-    # correction.
-    first = torch.where(half >= 0, b, correction - 2 * half)
-    second = torch.where(half >= 0, correction + 2 * half, b)
-    size = torch.hypot(first, second)
-    first = torch.where(
-        size > 0, first / torch.where(size > 0, size, torch.ones_like(size)), torch.zeros_like(size)
-    )
-    second = torch.where(
-        size > 0, second / torch.where(size > 0, size, torch.ones_like(size)), torch.ones_like(size)
-    )
-    # Turned axes: e1' = (g1, g2) = lever/length, e2' = (-g2, g1).
-    return value, first * (g1 + g2) + second * (g1 - g2), first * length
+    d = unit.shape[-1]
+    rho = torch.zeros_like(unit)
+    tied = gain[:, 0] == gain[:, 1]
+    pairs = [(0, 1, tied)]
+    if d > 2:
+        pairs.append((1, 2, ~tied & (gain[:, 1] == gain[:, 2])))
+    alone = torch.ones_like(tied)
+    for a, b, here in pairs:
+        size = torch.hypot(unit[:, a], unit[:, b])
+        here = here & (size > 0)
+        safe = torch.where(size > 0, size, torch.ones_like(size))
+        rho[:, a] = torch.where(here, unit[:, b] / safe, rho[:, a])
+        rho[:, b] = torch.where(here, -unit[:, a] / safe, rho[:, b])
+        alone = alone & ~here
+    rho[:, 1] = torch.where(alone, torch.ones_like(rho[:, 1]), rho[:, 1])
+    return rho

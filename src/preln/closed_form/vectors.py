@@ -24,6 +24,9 @@ class Rows:
             at x = 0.
         complement: `[n]`, 1 - t = ms/s^2 (inside) or rms/s (outside), computed without a difference.
         weight: `[d]` or `[n, d]` or None.
+        raw: `[n, d]`, x times a power of two, not centred: differences of its entries are those of x to the
+            last digit.
+        length: `[n]`, the length of x (centred for LayerNorm) times the same power of two; 1 where it is 0.
     """
 
     unit: Tensor
@@ -31,24 +34,37 @@ class Rows:
     shrink: Tensor
     complement: Tensor
     weight: Tensor | None
+    raw: Tensor
+    length: Tensor
 
     @property
     def kappa(self) -> Tensor:
         """1 - t^2, the weight of the rank-one term in (s B)^2: `[n]`."""
         return self.complement * (1 + self.shrink)
 
+    @property
+    def gain(self) -> Tensor:
+        """The gain, ones where there is none: `[d]` or `[n, d]`."""
+        return torch.ones_like(self.unit[0]) if self.weight is None else self.weight
+
+    def __getitem__(self, cut: slice) -> Rows:
+        """Return some of the rows."""
+        weight = self.weight if self.weight is None or self.weight.ndim == 1 else self.weight[cut]
+        return Rows(
+            self.unit[cut],
+            self.scale[cut],
+            self.shrink[cut],
+            self.complement[cut],
+            weight,
+            self.raw[cut],
+            self.length[cut],
+        )
+
     def chunks(self) -> list[Rows]:
         """Split into pieces of about `ROW_BUDGET` entries."""
         n, d = self.unit.shape
         size = max(1, ROW_BUDGET // d)
-        pieces = []
-        for at in range(0, n, size):
-            cut = slice(at, at + size)
-            weight = self.weight if self.weight is None or self.weight.ndim == 1 else self.weight[cut]
-            pieces.append(
-                Rows(self.unit[cut], self.scale[cut], self.shrink[cut], self.complement[cut], weight)
-            )
-        return pieces
+        return [self[at : at + size] for at in range(0, n, size)]
 
 
 def prepare(x: Tensor, weight: Tensor | None, eps: float, *, centre: bool, outside: bool = False) -> Rows:
@@ -67,9 +83,12 @@ def prepare(x: Tensor, weight: Tensor | None, eps: float, *, centre: bool, outsi
     """
     check(x, weight, eps)
     d = x.shape[-1]
-    rows = x.detach().reshape(-1, d).to(torch.float64)
-    rows = center(rows) if centre else rows
-    unit, rms = normalise(rows)
+    raw, power = rescale(x.detach().reshape(-1, d).to(torch.float64))
+    vectors = center(raw) if centre else raw
+    length = vectors.square().sum(-1).sqrt()
+    rms = length * power / d**0.5
+    length = torch.where(length > 0, length, torch.ones_like(length))
+    unit = vectors / length[:, None]
     root_eps = eps if outside else eps**0.5
     scale = rms + eps if outside else torch.hypot(rms, torch.full_like(rms, root_eps))
     power = 1 if outside else 2
@@ -77,7 +96,7 @@ def prepare(x: Tensor, weight: Tensor | None, eps: float, *, centre: bool, outsi
     if weight is not None:
         weight = weight.detach().to(torch.float64)
         weight = weight.expand(d) if weight.ndim <= 1 else weight.expand(x.shape).reshape(-1, d)
-    return Rows(unit, scale, shrink, complement, weight)
+    return Rows(unit, scale, shrink, complement, weight, raw, length)
 
 
 def check(x: Tensor, weight: Tensor | None, eps: float) -> None:
@@ -99,28 +118,26 @@ def check(x: Tensor, weight: Tensor | None, eps: float) -> None:
             )
 
 
+def rescale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide each row by the power of two that brings its largest entry into [1, 2); return that power, too.
+
+    Unlike division by the largest entry this rounds nothing, so small differences of large entries survive.
+    """
+    largest = x.abs().amax(-1)
+    mantissa = torch.frexp(largest).mantissa
+    usable = (largest > 0) & largest.isfinite()
+    power = torch.where(usable, largest / (2 * mantissa), torch.ones_like(largest))
+    return x / power[:, None], power
+
+
 def center(x: Tensor) -> Tensor:
     """Subtract each row's mean, twice: the second time removes what rounding of the first mean left.
 
-    A constant row becomes exactly zero.
+    Entries are below 2 in size. A constant row becomes exactly zero.
     """
-    largest = x.abs().amax(-1, keepdim=True)
     constant = x.amax(-1, keepdim=True) == x.amin(-1, keepdim=True)
-    safe = torch.where(largest > 0, largest, torch.ones_like(largest))
-    once = x / safe - (x / safe).mean(-1, keepdim=True)
-    twice = (once - once.mean(-1, keepdim=True)) * safe
-    return torch.where(constant, torch.zeros_like(x), twice)
-
-
-def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each row divided by its length (zeros stay zeros), and its root mean square."""
-    largest = x.abs().amax(-1, keepdim=True)
-    safe = torch.where(largest > 0, largest, torch.ones_like(largest))
-    scaled = x / safe
-    length = scaled.square().sum(-1, keepdim=True).sqrt()
-    unit = torch.where(largest > 0, scaled / length, torch.zeros_like(scaled))
-    rms = (largest * length / x.shape[-1] ** 0.5).squeeze(-1)
-    return unit, rms
+    once = x - x.mean(-1, keepdim=True)
+    return torch.where(constant, torch.zeros_like(x), once - once.mean(-1, keepdim=True))
 
 
 def top_gains(weight: Tensor | None, d: int, k: int, like: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ The drawing functions are here under one roof for notebooks::
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,9 +18,11 @@ from preln.report.depth_figures import depth_profile, depth_table, norm_sigma, s
 from preln.report.healing_figures import curve_table, healing_curves, outcome_chart
 from preln.report.load import Run
 from preln.report.pruning_figures import damage_table, predicted_damage, rank_table, removal_order
+from preln.report.spec import FigureSpec
 from preln.report.style import WIDTHS
 from preln.report.summary import outcomes, spearman
 from preln.report.tables import number
+from preln.report.theory_figures import THEORY_FIGURES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,27 +39,6 @@ __all__ = [
     "predicted_damage",
     "removal_order",
 ]
-
-
-@dataclass(frozen=True)
-class FigureSpec:
-    """A figure's name, words and functions.
-
-    Attributes:
-        name: file name without ending.
-        title: heading on the page.
-        caption: how to read it.
-        table: run -> the numbers plotted, or None where the run lacks them.
-        draw: (run, width) -> figure.
-        describe: numbers -> what the figure shows, for a reader who cannot see it.
-    """
-
-    name: str
-    title: str
-    caption: str
-    table: Callable[[Run], pd.DataFrame | None]
-    draw: Callable[[Run, str], Figure]
-    describe: Callable[[pd.DataFrame], str]
 
 
 @dataclass(frozen=True)
@@ -235,4 +215,5 @@ FIGURES = (
         lambda run, width: healing_curves(_held(run.training), width=width),
         _describe_curves,
     ),
+    *THEORY_FIGURES,
 )

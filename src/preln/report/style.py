@@ -134,6 +134,11 @@ def render(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
+def settle(figure: Figure) -> None:
+    """Lay the figure out once before it is rendered: long labels need a second pass to find their room."""
+    figure.draw_without_rendering()
+
+
 def inline_svg(figure: Figure, *, prefix: str) -> str:
     """The figure as an `<svg>` element to stand inside a page.
 

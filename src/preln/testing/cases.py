@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -70,7 +70,13 @@ def gain(kind: str, d: int, generator: torch.Generator) -> Tensor | None:
 
 
 def cases(
-    kind: str, *, seed: int, rounds: int, gained: bool, dimensions: tuple[int, ...] = DIMENSIONS
+    kind: str,
+    *,
+    seed: int,
+    rounds: int,
+    gained: bool,
+    dimensions: tuple[int, ...] = DIMENSIONS,
+    make: Callable[..., NormLayer] = NormLayer,
 ) -> Iterator[tuple[NormLayer, Tensor]]:
     """Yield a layer and `[n, d]` vectors of every kind it can be differentiated at, over all dimensions.
 
@@ -80,6 +86,7 @@ def cases(
         rounds: how often to go through the dimensions.
         gained: whether layers have a gain.
         dimensions: the dimensions d.
+        make: builds a layer from kind, eps and weight.
     """
     generator = torch.Generator().manual_seed(seed)
     for turn in range(rounds):
@@ -91,4 +98,4 @@ def cases(
             x = torch.cat([vectors(k, 2, d, generator) for k in kinds])
             if kind == "rms_norm_outside":
                 x = x[x.abs().amax(-1) > 0]
-            yield NormLayer(kind, eps, weight), x
+            yield make(kind, eps, weight), x

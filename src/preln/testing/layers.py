@@ -40,6 +40,13 @@ class NormLayer:
         y = x / (x.square().mean(-1, keepdim=True).sqrt() + self.eps)
         return y if self.weight is None else y * self.weight
 
+    def denominator(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        """Return s, from the layer's definition: sqrt(ms + eps), sqrt(ms) + eps or sqrt(var + eps)."""
+        if self.kind == "layer_norm":
+            return (x.var(-1, correction=0) + self.eps).sqrt()
+        square = x.square().mean(-1)
+        return square.sqrt() + self.eps if self.kind == "rms_norm_outside" else (square + self.eps).sqrt()
+
     @property
     def _arguments(self) -> dict[str, float | str]:
         placement = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from preln.theory.claims import CLAIMS, Claim, Evidence, Registry, claim
+from preln.theory.evidence import Smt, Symbolic, counterexample, settle
 from preln.theory.ledger import Decided, Ledger, decide, registry, select
 
 __all__ = [
@@ -12,8 +13,12 @@ __all__ = [
     "Evidence",
     "Ledger",
     "Registry",
+    "Smt",
+    "Symbolic",
     "claim",
+    "counterexample",
     "decide",
     "registry",
     "select",
+    "settle",
 ]

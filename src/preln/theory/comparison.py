@@ -1,4 +1,4 @@
-"""RMSNorm against LayerNorm at the same x (CMP-SAME, CMP-PAPER, CMP-LT1 and their companions).
+"""RMSNorm against LayerNorm at the same x (CMP-SAME, CMP-PAPER and their companions).
 
 Everything follows from ms = mu^2 + var and from the spectral norms of RMS-NORM, RMS-PAPER and LN-NORM-D3.
 """
@@ -11,8 +11,8 @@ from preln.theory.claims import Evidence, claim
 from preln.theory.evidence import Smt, Symbolic, counterexample
 from preln.theory.index import d, inner
 from preln.theory.instance import sigma_at
-from preln.theory.norms import eps, mean, mean_square, mu, s, variance, x
-from preln.theory.sigma import LN_DENOMINATOR, ONE_ENTRY_IS_CONSTANT, SIGMA_LN, Q, var
+from preln.theory.norms import eps, mean, mean_square, mu, variance, x
+from preln.theory.sigma import Q, var
 
 s_rms = sp.Symbol("s_rms", positive=True)
 s_ln = sp.Symbol("s_ln", positive=True)
@@ -28,8 +28,13 @@ PAPER_CLAIM = 1 / (rms + eps) <= 1 / s_ln
 def _decomposition() -> Symbolic:
     proof = Symbolic("contraction")
     proof.equal("ms = mu^2 + var", mean_square(x), mean(x) ** 2 + variance(x))
-    proof.reject("ms = var (mean forgotten)", mean_square(x), variance(x))
-    proof.reject("unbiased variance", mean_square(x), mean(x) ** 2 + variance(x) * d / (d - 1))
+    proof.reject("ms = var (mean forgotten)", mean_square(x), variance(x), mutation="centring dropped")
+    proof.reject(
+        "unbiased variance",
+        mean_square(x),
+        mean(x) ** 2 + variance(x) * d / (d - 1),
+        mutation="dimension off by one",
+    )
     proof.equal("mu and <1,x>", mean(x), inner(x) / d)
     return proof
 
@@ -48,8 +53,8 @@ def cmp_same() -> list[Evidence]:
     proof = Smt("1/s_rms against 1/s_ln", SAME_EPS)
     proof.show("1/s_rms <= 1/s_ln", 1 / s_rms <= 1 / s_ln)
     proof.show("equal exactly where mu = 0", sp.Equivalent(sp.Eq(s_rms, s_ln), sp.Eq(mu, 0)))
-    proof.reject("the inequality turned", 1 / s_rms >= 1 / s_ln)
-    proof.reject("strict", 1 / s_rms < 1 / s_ln)
+    proof.reject("the inequality turned", 1 / s_rms >= 1 / s_ln, mutation="inequality turned")
+    proof.reject("strict", 1 / s_rms < 1 / s_ln, mutation="bound tightened")
     return [_decomposition().evidence(), proof.evidence()]
 
 
@@ -112,8 +117,10 @@ def cmp_paper() -> list[Evidence]:
         )
     proof = Smt("1/(rms + eps) against 1/s_ln", PAPER_EPS)
     proof.show("sharp condition", sp.Equivalent(PAPER_CLAIM, mu**2 + 2 * eps * rms + eps**2 >= eps))
-    proof.reject("for every x", PAPER_CLAIM)
-    proof.reject("for every x with eps <= 1/1000", PAPER_CLAIM, eps <= Q(1, 1000))
+    proof.reject("for every x", PAPER_CLAIM, mutation="assumption dropped")
+    proof.reject(
+        "for every x with eps <= 1/1000", PAPER_CLAIM, eps <= Q(1, 1000), mutation="assumption dropped"
+    )
     return [*found, proof.evidence()]
 
 
@@ -152,38 +159,23 @@ def cmp_paper_late() -> list[Evidence]:
     )
     between = sp.And(v0 > c, v0 < (1 - small) ** 2 / 4, small > 0)
     below.show("its var is above c and below its eps's own constant", between, size, c < Q(1, 4))
-    proof.reject("var >= 1/5 suffices", PAPER_CLAIM, var >= Q(1, 5))
-    proof.reject("var >= (1 - 2 eps)^2/4 suffices", PAPER_CLAIM, var >= (1 - 2 * eps) ** 2 / 4, eps < Q(1, 2))
-    proof.reject("strict at the constant", 1 / (rms + eps) < 1 / s_ln, sp.Ge(var, constant))
-    below.reject("c = 1/4 has such a witness", between, size, c <= Q(1, 4))
-    below.reject("eps twice as large is a witness", between, sp.Eq(small, Q(1, 2) - root), c < Q(1, 4))
+    proof.reject("var >= 1/5 suffices", PAPER_CLAIM, var >= Q(1, 5), mutation="bound loosened")
+    proof.reject(
+        "var >= (1 - 2 eps)^2/4 suffices",
+        PAPER_CLAIM,
+        var >= (1 - 2 * eps) ** 2 / 4,
+        eps < Q(1, 2),
+        mutation="bound loosened",
+    )
+    proof.reject(
+        "strict at the constant", 1 / (rms + eps) < 1 / s_ln, sp.Ge(var, constant), mutation="bound tightened"
+    )
+    below.reject("c = 1/4 has such a witness", between, size, c <= Q(1, 4), mutation="bound tightened")
+    below.reject(
+        "eps twice as large is a witness",
+        between,
+        sp.Eq(small, Q(1, 2) - root),
+        c < Q(1, 4),
+        mutation="other",
+    )
     return [_decomposition().evidence(), proof.evidence(), below.evidence()]
-
-
-@claim(
-    "CMP-LT1",
-    title="When LayerNorm's Jacobian has spectral norm below 1",
-    statement="sigma(B_LN) < 1 exactly if: d >= 3 and var + eps > 1; or d = 2 and x is constant and eps > "
-    "1; or d = 2, x is not constant and eps < (var + eps)^(3/2); or d = 1. In particular wherever var > 1.",
-    assumptions=["s = sqrt(var + eps) > 0", "no gain (with a gain: CMP-LT1-GAIN)"],
-    uses=["LN-SPEC"],
-    source=PAPER,
-)
-def cmp_lt1() -> list[Evidence]:
-    """Compare the largest entry of the spectrum with 1, dimension by dimension."""
-    proof = Smt("largest entry of LN-SPEC against 1", [LN_DENOMINATOR, ONE_ENTRY_IS_CONSTANT])
-    below = SIGMA_LN < 1
-    proof.show("d >= 3: exactly if var + eps > 1", sp.Equivalent(below, var + eps > 1), d >= 3)
-    proof.show(
-        "d = 2, x constant: exactly if eps > 1", sp.Equivalent(below, eps > 1), sp.Eq(d, 2), sp.Eq(var, 0)
-    )
-    proof.show(
-        "d = 2, x not constant: exactly if eps < s^3", sp.Equivalent(below, eps < s**3), sp.Eq(d, 2), var > 0
-    )
-    proof.show("d = 1: always", below, sp.Eq(d, 1))
-    proof.show("wherever var > 1", below, var > 1)
-    proof.reject("exactly if var > 1 (eps forgotten)", sp.Equivalent(below, var > 1), d >= 3)
-    proof.reject("exactly if var + eps >= 1 (not strict)", sp.Equivalent(below, var + eps >= 1), d >= 3)
-    proof.reject("everywhere", below)
-    proof.reject("exactly if var + eps > 1 for every d", sp.Equivalent(below, var + eps > 1))
-    return [proof.evidence()]

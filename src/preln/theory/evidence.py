@@ -14,6 +14,7 @@ import sympy as sp
 
 from preln.theory.claims import Evidence
 from preln.theory.index import Facts, normal
+from preln.theory.mutation import control, expression_mutants, turned
 from preln.theory.smt import Formula, prove
 
 
@@ -26,20 +27,30 @@ class Symbolic:
         self.controls: list[dict[str, Any]] = []
 
     def equal(self, name: str, left: sp.Expr, right: sp.Expr, facts: Facts | None = None) -> None:
-        """Show that two index expressions are equal under `facts`."""
+        """Show that two index expressions are equal under `facts`, and that mutants of `right` are not."""
         rest = normal(left - right, facts)
         self.steps.append(
             {"step": name, "holds": bool(rest == 0)} | ({} if rest == 0 else {"rest": str(rest)})
         )
+        for mutation, wrong in expression_mutants(right):
+            self.reject(f"{name}: {mutation}", left, wrong, facts, mutation=mutation)
 
     def true(self, name: str, holds: bool) -> None:
         """Record a step that SymPy decided as true or false."""
         self.steps.append({"step": name, "holds": holds is True or holds is sp.true})
 
-    def reject(self, name: str, left: sp.Expr, wrong: sp.Expr, facts: Facts | None = None) -> None:
+    def reject(
+        self,
+        name: str,
+        left: sp.Expr,
+        wrong: sp.Expr,
+        facts: Facts | None = None,
+        *,
+        mutation: str = "other",
+    ) -> None:
         """Negative control: the difference must not vanish."""
         rest = normal(left - wrong, facts)
-        self.controls.append({"name": name, "rejected": bool(rest != 0), "rest": str(rest)})
+        self.controls.append(control(name, mutation, rest != 0, rest=str(rest)))
 
     def evidence(self) -> Evidence:
         """Return the `symbolic` evidence; it passes if every step holds and every control is rejected."""
@@ -64,21 +75,18 @@ class Smt:
         self.controls: list[dict[str, Any]] = []
 
     def show(self, name: str, claim: Formula, *more: Formula) -> None:
-        """Ask for `claim` under the common assumptions and `more`."""
+        """Ask for `claim` under the common assumptions and `more`; an inequality must not hold turned."""
         certificate = prove(claim, [*self.assumptions, *more])
         self.steps.append({"step": name, "holds": certificate.holds} | certificate.as_dict())
+        wrong = turned(claim)
+        if wrong is not None and not prove(sp.Eq(*claim.args), [*self.assumptions, *more]).holds:
+            self.reject(f"{name}: turned", wrong, *more, mutation="inequality turned")
 
-    def reject(self, name: str, claim: Formula, *more: Formula) -> None:
+    def reject(self, name: str, claim: Formula, *more: Formula, mutation: str = "other") -> None:
         """Negative control: the solver must find a model against `claim`."""
         certificate = prove(claim, [*self.assumptions, *more])
-        self.controls.append(
-            {
-                "name": name,
-                "rejected": certificate.answer == "sat",
-                "claim": str(claim),
-                "model": certificate.model,
-            }
-        )
+        rejected = certificate.answer == "sat"
+        self.controls.append(control(name, mutation, rejected, claim=str(claim), model=certificate.model))
 
     def evidence(self) -> Evidence:
         """Return the `smt` evidence; it passes if every step is unsat and every control sat."""
@@ -88,7 +96,7 @@ class Smt:
         return Evidence("smt", "pass" if good else "fail", detail)
 
 
-def decide(
+def settle(
     claim: Formula, assumptions: Iterable[Formula] = (), *, method: str = "negation to the solver"
 ) -> Evidence:
     """Decide a scalar claim: `smt` evidence if it holds, a `counterexample` with the model if not."""
@@ -120,8 +128,7 @@ def counterexample(
     """
     verdict = sp.simplify(violated)
     controls = [
-        {"name": name, "rejected": bool(sp.simplify(holds) == sp.true)}
-        for name, holds in (harmless or {}).items()
+        control(name, "other", sp.simplify(holds) == sp.true) for name, holds in (harmless or {}).items()
     ]
     detail = {
         "check": check,

@@ -58,9 +58,14 @@ def _attains_only_if(proof: Smt, *, parts: sp.Expr) -> None:
         *unit[:3],
         t <= 1,
         g1 > g2,
+        mutation="assumption dropped",
     )
     proof.reject(
-        "the same with a tie at the top", sp.Implies(reaches, sp.Eq(top, length)), *unit[:4], g1 >= g2
+        "the same with a tie at the top",
+        sp.Implies(reaches, sp.Eq(top, length)),
+        *unit[:4],
+        g1 >= g2,
+        mutation="assumption dropped",
     )
 
 
@@ -105,11 +110,16 @@ def rms_gain_bound() -> list[Evidence]:
         dot(lambda k: x[p] * delta(k, p) - x[q] * delta(k, q), lambda k: x[k]),
         sp.S.Zero,
         DISTINCT,
+        mutation="other",
     )
     proof.reject(
-        "gain forgotten in |s G w|^2", s**2 * gained(image), x[q] ** 2 + x[p] ** 2, RMS_FACTS | DISTINCT
+        "gain forgotten in |s G w|^2",
+        s**2 * gained(image),
+        x[q] ** 2 + x[p] ** 2,
+        RMS_FACTS | DISTINCT,
+        mutation="gain dropped",
     )
-    proof.reject("B e_p = e_p/s without x_p = 0", unit(i), e(p)(i) / s)
+    proof.reject("B e_p = e_p/s without x_p = 0", unit(i), e(p)(i) / s, mutation="assumption dropped")
 
     compare = Smt("squares; g1 >= g2 the two largest gamma^2, x1 and x2 the entries of x there", [g1 >= g2])
     stretched, size = g1 * x2**2 + g2 * x1**2, x1**2 + x2**2
@@ -124,9 +134,11 @@ def rms_gain_bound() -> list[Evidence]:
     compare.show("upper, |s B w| <= |w|", t**2 * along + across <= along + across, t <= 1)
     compare.show("a tie makes the sides equal", sp.Eq(g1, g2), g1 <= g2)
     _attains_only_if(compare, parts=across + t**2 * along)
-    compare.reject("lower bound |gamma|_(1)", stretched >= g1 * size)
-    compare.reject("upper bound |gamma|_(2)", stretched <= g2 * size)
-    compare.reject("strict with x_q = 0 allowed", stretched > g2 * size, g1 > g2, size > 0)
+    compare.reject("lower bound |gamma|_(1)", stretched >= g1 * size, mutation="bound tightened")
+    compare.reject("upper bound |gamma|_(2)", stretched <= g2 * size, mutation="bound tightened")
+    compare.reject(
+        "strict with x_q = 0 allowed", stretched > g2 * size, g1 > g2, size > 0, mutation="assumption dropped"
+    )
     return [proof.evidence(), compare.evidence()]
 
 
@@ -173,15 +185,22 @@ def ln_gain_bound() -> list[Evidence]:
     )
     proof.equal("<1, e_p> = 1, so no multiple of e_p is orthogonal to the ones", dot(ones, e(p)), sp.S.One)
     proof.reject(
-        "B (e_p - e_q) = (e_p - e_q)/s with x_p != x_q", apply(layer_jacobian, pair)(i), pair(i) / s, facts
+        "B (e_p - e_q) = (e_p - e_q)/s with x_p != x_q",
+        apply(layer_jacobian, pair)(i),
+        pair(i) / s,
+        facts,
+        mutation="assumption dropped",
     )
     proof.reject(
         "centring forgotten: w = x_q e_p - x_p e_q",
         total(lambda k: x[q] * delta(k, p) - x[p] * delta(k, q)),
         sp.S.Zero,
         facts,
+        mutation="centring dropped",
     )
-    proof.reject("gain forgotten", s**2 * gained(image), sum(c**2 for c in parts), facts)
+    proof.reject(
+        "gain forgotten", s**2 * gained(image), sum(c**2 for c in parts), facts, mutation="gain dropped"
+    )
 
     compare = Smt("squares; g1 >= g2 >= g3 the three largest gamma^2", [g1 >= g2, g2 >= g3])
     u1, u2, u3 = x2 - x3, x3 - x1, x1 - x2
@@ -206,9 +225,15 @@ def ln_gain_bound() -> list[Evidence]:
         sp.Eq(w1 * x1 + w2 * x2, 0),
         sp.Ne(w1, 0),
     )
-    compare.reject("lower bound |gamma|_(2)", stretched >= g2 * size)
-    compare.reject("strict with |gamma|_(2) = |gamma|_(3)", sp.Implies(size > 0, stretched > g3 * size))
-    compare.reject("one top coordinate is enough", sp.Eq(w1, 0), sp.Eq(w1 * x1, 0))
+    compare.reject("lower bound |gamma|_(2)", stretched >= g2 * size, mutation="bound tightened")
+    compare.reject(
+        "strict with |gamma|_(2) = |gamma|_(3)",
+        sp.Implies(size > 0, stretched > g3 * size),
+        mutation="assumption dropped",
+    )
+    compare.reject(
+        "one top coordinate is enough", sp.Eq(w1, 0), sp.Eq(w1 * x1, 0), mutation="assumption dropped"
+    )
 
     entries, e0, weights = [2, -1, -1], Q(1, 4), sp.diag(2, 1, 1)
     attained = sigma(weights * jacobian("layer_norm", entries, e0))

@@ -134,9 +134,11 @@ def normal(expr: sp.Expr, facts: Facts | None = None) -> sp.Expr:
 
     Vector entries with free indices, deltas of free indices and the remaining scalars are independent
     indeterminates of a rational function, so the normal form is 0 exactly if the machinery can see that the
-    expression vanishes.
+    expression vanishes. Polynomials in noncommuting symbols, which stand for matrices, are expanded.
     """
     facts = dict(facts or {})
+    if not sp.sympify(expr).is_commutative:
+        return sp.expand(sp.expand(expr).subs(facts))
     result = contract(expr).subs(facts)
     # Under a fractional power the argument must be reduced first, or sqrt((d*ms)/d + eps) hides that it is s.
     result = result.replace(

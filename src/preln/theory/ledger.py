@@ -11,11 +11,29 @@ from typing import Any
 from preln.base.errors import InputError
 from preln.base.files import write_json
 from preln.base.progress import track
-from preln.theory.claims import CLAIMS, Claim, Evidence, Registry, status_of
+from preln.theory.claims import (
+    CLAIMS,
+    EVIDENCE_KINDS,
+    THEOREM_STATUSES,
+    Claim,
+    Evidence,
+    Registry,
+    status_of,
+)
 
 SCHEMA_VERSION = 1
-FAMILIES = ("norms", "sigma", "gains", "comparison", "stack", "similarity", "hypotheses")
-"""Modules of `preln.theory` that register the built-in claims, in the order of the ledger."""
+FAMILIES = {
+    "Normalisation layers": (
+        *("norms", "sigma", "placement", "gains", "secular", "comparison", "below_one", "variants"),
+    ),
+    "One block": ("block", "sandwich"),
+    "Depth": ("stack", "chain", "monotone", "growth", "initialisation"),
+    "Pruning and similarity": ("pruning", "head", "similarity", "angles"),
+    "Healing": ("healing", "cost"),
+    "Hypotheses": ("hypotheses",),
+}
+"""Families of claims, and the modules of `preln.theory` that register them, in the order of the ledger."""
+OWN = "Your claims"
 
 
 @dataclass(frozen=True)
@@ -36,11 +54,17 @@ class Decided:
         failed = self.status == "proved" and not all(e.passed for e in more)
         return replace(self, evidence=(*self.evidence, *more), status="open" if failed else self.status)
 
+    @property
+    def controls(self) -> list[dict[str, Any]]:
+        """Every negative control of every piece of evidence."""
+        return [c for e in self.evidence for c in e.detail.get("negative_controls", [])]
+
     def as_dict(self) -> dict[str, Any]:
         """Return the claim as plain data in the ledger's schema."""
         return {
             "id": self.claim.id,
             "kind": self.claim.kind,
+            "family": family_of(self.claim),
             "title": self.claim.title,
             "statement": self.claim.statement,
             "assumptions": list(self.claim.assumptions),
@@ -94,20 +118,73 @@ class Ledger:
         rows = [("claim", "status", "evidence", "controls", "title")]
         for id, entry in self.claims.items():
             kinds = ", ".join(dict.fromkeys(e.kind + ("" if e.passed else " FAILED") for e in entry.evidence))
-            controls = [c for e in entry.evidence for c in e.detail.get("negative_controls", [])]
-            killed = f"{sum(c['rejected'] for c in controls)}/{len(controls)}" if controls else "-"
-            rows.append((id, entry.status, kinds or "-", killed, entry.claim.title))
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [
-            "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]) for row in rows
+            rows.append((id, entry.status, kinds or "-", killed(entry.controls), entry.claim.title))
+        return "\n".join([*_aligned(rows), *(f"NOT AS LISTED: {line}" for line in self.failures)])
+
+    def families(self) -> list[dict[str, Any]]:
+        """Return one row a family of theorems: how many, how they came out, on what evidence.
+
+        Keys: `family`, `theorems`, `proved`, `refuted`, `open`, one for every kind of evidence present in the
+        ledger (the theorems that have it), `mutants` and `killed`.
+        """
+        theorems = [entry for entry in self.claims.values() if entry.claim.kind == "theorem"]
+        found = {e.kind for entry in theorems for e in entry.evidence}
+        rows = []
+        for family in dict.fromkeys(family_of(entry.claim) for entry in theorems):
+            members = [entry for entry in theorems if family_of(entry.claim) == family]
+            row: dict[str, Any] = {"family": family, "theorems": len(members)}
+            row |= {s: sum(m.status == s for m in members) for s in THEOREM_STATUSES}
+            row |= {
+                kind: sum(any(e.kind == kind for e in m.evidence) for m in members)
+                for kind in EVIDENCE_KINDS
+                if kind in found
+            }
+            controls = [c for m in members for c in m.controls]
+            rows.append(row | {"mutants": len(controls), "killed": sum(c["rejected"] for c in controls)})
+        return rows
+
+    def survivors(self) -> list[str]:
+        """Return the mutants that nothing noticed, as `ID: name`."""
+        return [
+            f"{id}: {c['name']}"
+            for id, entry in self.claims.items()
+            for c in entry.controls
+            if not c["rejected"]
         ]
-        return "\n".join(lines + [f"NOT AS LISTED: {line}" for line in self.failures])
+
+    def family_table(self) -> str:
+        """Return `families()` as aligned text, the survivors below it."""
+        rows = self.families()
+        if not rows:
+            return ""
+        table = [tuple(rows[0]), *(tuple(str(v) for v in row.values()) for row in rows)]
+        return "\n".join([*_aligned(table), *(f"MUTANT SURVIVES: {line}" for line in self.survivors())])
+
+
+def killed(controls: list[dict[str, Any]]) -> str:
+    """Return how many mutants were noticed, as `5/5`; `-` without any."""
+    return f"{sum(c['rejected'] for c in controls)}/{len(controls)}" if controls else "-"
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def family_of(claim: Claim) -> str:
+    """Return the family of a claim, by the module that decides it; `OWN` for a user's."""
+    module = claim.decide.__module__
+    for family, modules in FAMILIES.items():
+        if module in {f"preln.theory.{m}" for m in modules}:
+            return family
+    return OWN
 
 
 def registry() -> Registry:
     """Return the registry with the built-in claims in it."""
-    for family in FAMILIES:
-        importlib.import_module(f"preln.theory.{family}")
+    for modules in FAMILIES.values():
+        for module in modules:
+            importlib.import_module(f"preln.theory.{module}")
     return CLAIMS
 
 
@@ -124,6 +201,21 @@ def select(ids: Iterable[str] | None, claims: Registry) -> list[str]:
         if id not in claims:
             raise InputError(f"unknown claim {id!r}: the known ones are {', '.join(claims)}")
     return [id for id in claims if id in wanted]
+
+
+def _evidence(claim: Claim) -> tuple[Evidence, ...]:
+    """Run a claim's decision; a user's mistake becomes one line that names the claim."""
+    try:
+        found = tuple(claim.decide())
+        if not all(isinstance(e, Evidence) for e in found):
+            raise TypeError("it must return pieces of Evidence")
+    except Exception as error:
+        if family_of(claim) != OWN or isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"claim {claim.id}: its function failed with {type(error).__name__}: {error}"
+        ) from error
+    return found
 
 
 def decide(ids: Iterable[str] | None = None, *, claims: Registry | None = None) -> Ledger:
@@ -149,7 +241,7 @@ def decide(ids: Iterable[str] | None = None, *, claims: Registry | None = None) 
             raise InputError(f"claim {path[-1]} uses {id!r}, which is not registered: register it or drop it")
         if id not in done:
             used = {other: visit(other, (*path, id)).status for other in claims[id].uses}
-            evidence = tuple(claims[id].decide())
+            evidence = _evidence(claims[id])
             done[id] = Decided(claims[id], evidence, status_of(claims[id].kind, evidence, used))
         return done[id]
 

@@ -150,20 +150,36 @@ def rms_jac() -> list[Evidence]:
     proof.true(
         "MatrixSymbol calculus gives delta_ij/s, the control below", trap[0, 1] == 0 and trap[0, 0] != 0
     )
-    proof.reject("rank-one term dropped (the MatrixSymbol answer)", derived, delta(i, j) / s, RMS_FACTS)
+    proof.reject(
+        "rank-one term dropped (the MatrixSymbol answer)",
+        derived,
+        delta(i, j) / s,
+        RMS_FACTS,
+        mutation="term dropped",
+    )
     proof.reject(
         "eps forgotten in the rank-one term",
         derived,
         (delta(i, j) - x[i] * x[j] / (d * (s**2 - eps))) / s,
         RMS_FACTS,
+        mutation="eps dropped",
     )
-    proof.reject("d - 1 for d", derived, (delta(i, j) - x[i] * x[j] / ((d - 1) * s**2)) / s, RMS_FACTS)
-    proof.reject("x centred", derived, (delta(i, j) - xc(i) * xc(j) / (d * s**2)) / s, RMS_FACTS)
+    proof.reject(
+        "d - 1 for d",
+        derived,
+        (delta(i, j) - x[i] * x[j] / ((d - 1) * s**2)) / s,
+        RMS_FACTS,
+        mutation="dimension off by one",
+    )
+    proof.reject(
+        "x centred", derived, (delta(i, j) - xc(i) * xc(j) / (d * s**2)) / s, RMS_FACTS, mutation="other"
+    )
     proof.reject(
         "definition with eps outside",
         differentiate(rms_norm_outside(x), x, j),
         rms_jacobian(i, j),
         {inner(x, x): d * r**2, s: r + eps},
+        mutation="eps moved",
     )
     return [proof.evidence()]
 
@@ -185,10 +201,16 @@ def rms_spec() -> list[Evidence]:
     proof.equal("eps = 0 sends x to 0", (eps / s**3).subs(eps, 0), sp.S.Zero)
     proof.true("no eigenvalue is negative", all(space.value.is_nonnegative for space in RMS_SPECTRUM.spaces))
     image = _image(rms_jacobian, along_x)
-    proof.reject("0 along x (eps forgotten)", image, sp.S.Zero, RMS_FACTS)
-    proof.reject("1/s along x (rank-one term forgotten)", image, x[i] / s, RMS_FACTS)
-    proof.reject("1/s on v not orthogonal to x", _image(rms_jacobian, lambda k: v[k]), v[i] / s, RMS_FACTS)
-    proof.reject("multiplicities d and 1", (d + 1) * sp.S.One, d)
+    proof.reject("0 along x (eps forgotten)", image, sp.S.Zero, RMS_FACTS, mutation="eps dropped")
+    proof.reject("1/s along x (rank-one term forgotten)", image, x[i] / s, RMS_FACTS, mutation="term dropped")
+    proof.reject(
+        "1/s on v not orthogonal to x",
+        _image(rms_jacobian, lambda k: v[k]),
+        v[i] / s,
+        RMS_FACTS,
+        mutation="assumption dropped",
+    )
+    proof.reject("multiplicities d and 1", (d + 1) * sp.S.One, d, mutation="dimension off by one")
     return [_with_spectrum(proof.evidence(), RMS_SPECTRUM, at_zero=RMS_SPECTRUM_AT_0)]
 
 
@@ -205,19 +227,34 @@ def ln_jac() -> list[Evidence]:
     derived = differentiate(layer_norm(x), x, j)
     proof.equal("dy_i/dx_j = B_ij", derived, layer_jacobian(i, j), LN_FACTS)
     proof.equal("C x = xc", contract(total(lambda k: centring(i, k) * x[k])), xc(i), LN_FACTS)
-    proof.reject("centring forgotten in C", derived, (delta(i, j) - xc(i) * xc(j) / (d * s**2)) / s, LN_FACTS)
     proof.reject(
-        "centring forgotten in x", derived, (centring(i, j) - x[i] * x[j] / (d * s**2)) / s, LN_FACTS
+        "centring forgotten in C",
+        derived,
+        (delta(i, j) - xc(i) * xc(j) / (d * s**2)) / s,
+        LN_FACTS,
+        mutation="centring dropped",
     )
-    proof.reject("rank-one term dropped", derived, centring(i, j) / s, LN_FACTS)
     proof.reject(
-        "eps forgotten", derived, (centring(i, j) - xc(i) * xc(j) / (d * (s**2 - eps))) / s, LN_FACTS
+        "centring forgotten in x",
+        derived,
+        (centring(i, j) - x[i] * x[j] / (d * s**2)) / s,
+        LN_FACTS,
+        mutation="centring dropped",
+    )
+    proof.reject("rank-one term dropped", derived, centring(i, j) / s, LN_FACTS, mutation="term dropped")
+    proof.reject(
+        "eps forgotten",
+        derived,
+        (centring(i, j) - xc(i) * xc(j) / (d * (s**2 - eps))) / s,
+        LN_FACTS,
+        mutation="eps dropped",
     )
     proof.reject(
         "unbiased variance (d - 1)",
         derived,
         (centring(i, j) - xc(i) * xc(j) / ((d - 1) * s**2)) / s,
         LN_FACTS,
+        mutation="dimension off by one",
     )
     return [proof.evidence()]
 
@@ -241,14 +278,23 @@ def ln_spec() -> list[Evidence]:
     )
     proof.true("no eigenvalue is negative", all(space.value.is_nonnegative for space in LN_SPECTRUM.spaces))
     image = _image(layer_jacobian, xc)
-    proof.reject("0 along xc (eps forgotten)", image, sp.S.Zero, LN_FACTS)
-    proof.reject("1/s along xc (rank-one term forgotten)", image, xc(i) / s, LN_FACTS)
-    proof.reject("1/s on the ones (centring forgotten)", _image(layer_jacobian, ones), 1 / s, LN_FACTS)
+    proof.reject("0 along xc (eps forgotten)", image, sp.S.Zero, LN_FACTS, mutation="eps dropped")
+    proof.reject(
+        "1/s along xc (rank-one term forgotten)", image, xc(i) / s, LN_FACTS, mutation="term dropped"
+    )
+    proof.reject(
+        "1/s on the ones (centring forgotten)",
+        _image(layer_jacobian, ones),
+        1 / s,
+        LN_FACTS,
+        mutation="centring dropped",
+    )
     proof.reject(
         "1/s on v orthogonal to x but not to the ones",
         _image(layer_jacobian, lambda k: v[k]),
         v[i] / s,
         LN_FACTS | {inner(v, x): sp.S.Zero},
+        mutation="assumption dropped",
     )
     return [_with_spectrum(proof.evidence(), LN_SPECTRUM, constant=LN_SPECTRUM_CONSTANT)]
 

@@ -62,9 +62,11 @@ def rms_norm_sigma() -> list[Evidence]:
         sp.Eq(d, 1),
         ms > 0,
     )
-    proof.reject("for every d >= 1", sp.Eq(SIGMA_RMS, 1 / s))
-    proof.reject("1/sqrt(ms) (eps forgotten)", sp.Eq(SIGMA_RMS**2 * ms, 1), d >= 2, ms > 0)
-    proof.reject("smaller than 1/s", 1 / s > SIGMA_RMS, d >= 2)
+    proof.reject("for every d >= 1", sp.Eq(SIGMA_RMS, 1 / s), mutation="assumption dropped")
+    proof.reject(
+        "1/sqrt(ms) (eps forgotten)", sp.Eq(SIGMA_RMS**2 * ms, 1), d >= 2, ms > 0, mutation="eps dropped"
+    )
+    proof.reject("smaller than 1/s", 1 / s > SIGMA_RMS, d >= 2, mutation="bound tightened")
     return [proof.evidence()]
 
 
@@ -90,12 +92,15 @@ def rms_paper() -> list[Evidence]:
     rest = sp.together(1 / positive - 1 / (r + positive))
     proof.equal("remainder at 0 relative to |h|", rest, r / (positive * (r + positive)))
     proof.true("it tends to 0, so B = I/eps at x = 0", sp.limit(rest, r, 0, "+") == 0)
-    proof.reject("remainder relative to |h|^2 tends to 0", sp.limit(rest / r, r, 0, "+"), sp.S.Zero)
+    proof.reject(
+        "remainder relative to |h|^2 tends to 0", sp.limit(rest / r, r, 0, "+"), sp.S.Zero, mutation="other"
+    )
     proof.reject(
         "rank-one term of eps inside",
         derived,
         outside_jacobian(i, j) + x[i] * x[j] * (1 / (d * r * (r + eps) ** 2) - 1 / (d * (r + eps) ** 3)),
         OUTSIDE_FACTS,
+        mutation="eps moved",
     )
     # r = 0 stands for x = 0, where B = I/eps; the spectrum's own r is positive.
     root = sp.Symbol("r", nonnegative=True)
@@ -107,8 +112,8 @@ def rms_paper() -> list[Evidence]:
         "equal exactly if d >= 2 or x = 0", sp.Equivalent(sp.Eq(sigma, bound), sp.Or(d >= 2, sp.Eq(root, 0)))
     )
     compare.show("never above", sigma <= bound)
-    compare.reject("for every d >= 1", sp.Eq(sigma, bound))
-    compare.reject("1/r (eps forgotten)", sp.Eq(sigma * root, 1), d >= 2, root > 0)
+    compare.reject("for every d >= 1", sp.Eq(sigma, bound), mutation="assumption dropped")
+    compare.reject("1/r (eps forgotten)", sp.Eq(sigma * root, 1), d >= 2, root > 0, mutation="eps dropped")
     return [proof.evidence(), compare.evidence()]
 
 
@@ -133,8 +138,10 @@ def rms_paper_models() -> list[Evidence]:
         "the paper's value is too large exactly if 2 sqrt(ms) + eps < 1",
         sp.Equivalent(1 / s < 1 / (root + eps), 2 * root + eps < 1),
     )
-    proof.reject("always equal", sp.Eq(s, root + eps))
-    proof.reject("the paper's value is never too small", 1 / s <= 1 / (root + eps))
+    proof.reject("always equal", sp.Eq(s, root + eps), mutation="assumption dropped")
+    proof.reject(
+        "the paper's value is never too small", 1 / s <= 1 / (root + eps), mutation="inequality turned"
+    )
     entries, e = [sp.S.One, sp.S.One], Q(9, 16)
     actual, claimed = sigma_at("rms_norm", entries, e), 1 / (sp.Integer(1) + e)
     example = counterexample(
@@ -203,7 +210,9 @@ def _ln_sigma() -> Smt:
     proof.show("never above 1/s", 1 / s >= SIGMA_LN)
     proof.show("d = 2, x not constant: eps/s^3", sp.Eq(SIGMA_LN, eps / s**3), sp.Eq(d, 2), var > 0)
     proof.show("d = 1: 0", sp.Eq(SIGMA_LN, 0), sp.Eq(d, 1))
-    proof.reject("for every d and x", sp.Eq(SIGMA_LN, 1 / s))
-    proof.reject("for every d >= 2", sp.Eq(SIGMA_LN, 1 / s), d >= 2)
-    proof.reject("1/sqrt(var) (eps forgotten)", sp.Eq(SIGMA_LN**2 * var, 1), d >= 3, var > 0)
+    proof.reject("for every d and x", sp.Eq(SIGMA_LN, 1 / s), mutation="assumption dropped")
+    proof.reject("for every d >= 2", sp.Eq(SIGMA_LN, 1 / s), d >= 2, mutation="assumption dropped")
+    proof.reject(
+        "1/sqrt(var) (eps forgotten)", sp.Eq(SIGMA_LN**2 * var, 1), d >= 3, var > 0, mutation="eps dropped"
+    )
     return proof

@@ -2,8 +2,8 @@
 
 `prove` asks for a model of the assumptions and the negated claim. No model exists: a certificate. A model
 exists: an exact counterexample. The solver gives up: `open`, never a guess. The assumptions themselves must
-    have a model, or the answer would
-be vacuous.
+have a model, or the answer would be vacuous. A SymPy function without a definition, such as `U(x)`, becomes
+an uninterpreted function: the solver then knows that equal arguments give equal values, and nothing else.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from fractions import Fraction
 from typing import Any
 
 import sympy as sp
+from sympy.core.function import AppliedUndef
 
 from preln.base.errors import InputError, require
 
 Formula = sp.Basic
-TIMEOUT_MS = 20_000
+EFFORT = 5_000_000
+"""The solver's limit, in its own count of steps: unlike a time limit it is the same on every machine."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,7 @@ class Certificate:
         return plain | ({"model": self.model} if self.model else {})
 
 
-def prove(
-    claim: Formula, assumptions: Iterable[Formula] = (), *, timeout_ms: int = TIMEOUT_MS
-) -> Certificate:
+def prove(claim: Formula, assumptions: Iterable[Formula] = (), *, effort: int = EFFORT) -> Certificate:
     """Decide a claim about real numbers under assumptions.
 
     What a symbol is declared to be (positive, nonnegative) is assumed as well. A positive integer n becomes a
@@ -65,7 +65,7 @@ def prove(
     Args:
         claim: relations between rational expressions, joined by And, Or, Not, Implies, Equivalent.
         assumptions: likewise; all of them are taken together.
-        timeout_ms: the solver's time limit, for each of its two questions.
+        effort: the solver's limit of steps, for each of its two questions.
 
     Raises:
         InputError: the claim holds something that is not a formula of real arithmetic, such as `sqrt` or
@@ -79,8 +79,8 @@ def prove(
     goal = translate(claim)
     text = {"claim": str(claim), "assumptions": tuple(str(a) for a in assumptions)}
 
-    solver = z3.Solver()
-    solver.set("timeout", timeout_ms)
+    solver = z3.Solver(ctx=translate.context)
+    solver.set("rlimit", effort)
     solver.set("random_seed", 0)
     solver.add(*premises, *translate.declared())
     if solver.check() == z3.unsat:
@@ -105,10 +105,12 @@ def exact(value: Any) -> str:
 
 
 class _Translator:
-    """SymPy formulas to Z3 formulas over the reals, one variable a symbol."""
+    """SymPy formulas to Z3 formulas over the reals, one variable a symbol, one context a question."""
 
     def __init__(self, z3: Any):
         self.z3 = z3
+        # A context of its own: what was asked before must not change the solver's path.
+        self.context = z3.Context()
         self.variables: dict[sp.Symbol, Any] = {}
 
     def names(self) -> list[tuple[str, Any]]:
@@ -131,14 +133,17 @@ class _Translator:
     def __call__(self, e: Any) -> Any:
         z3 = self.z3
         if e is sp.true or e is sp.false:
-            return z3.BoolVal(e is sp.true)
+            return z3.BoolVal(e is sp.true, self.context)
         if isinstance(e, sp.Symbol):
             if e not in self.variables:
-                self.variables[e] = z3.Real(e.name)
+                self.variables[e] = z3.Real(e.name, self.context)
             return self.variables[e]
         if isinstance(e, sp.Rational):
-            return z3.RealVal(f"{e.p}/{e.q}")
+            return z3.RealVal(f"{e.p}/{e.q}", self.context)
         args = [self(a) for a in e.args] if not isinstance(e, sp.Pow | sp.Piecewise) else []
+        if isinstance(e, AppliedUndef):
+            sorts = [z3.RealSort(self.context)] * (len(args) + 1)
+            return z3.Function(e.func.__name__, *sorts)(*args)
         if isinstance(e, sp.Add):
             return z3.Sum(args)
         if isinstance(e, sp.Mul):

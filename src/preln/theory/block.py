@@ -1,0 +1,279 @@
+"""One block: its Jacobian and what bounds it, for each place of the norm (BLK-*).
+
+Everything acts on the whole sequence of T tokens. A is the Jacobian of a branch (attention or MLP), G that
+of a norm, M = A G; a = sigma(A) and g = sigma(G) = max over tokens (BLK-TOKENS).
+
+Pre-LN     x + F(N(x))        J = I + A G
+parallel   x + F1 + F2        J = I + A1 G1 + A2 G2
+Post-LN    N(x + F(x))        J = G (I + A)
+sandwich   x + N2(F(N1(x)))   J = I + G2 A G1
+after      x + N(F(x))        J = I + G A
+"""
+
+from __future__ import annotations
+
+import sympy as sp
+
+from preln.theory.claims import Evidence, claim
+from preln.theory.evidence import Smt, Symbolic
+from preln.theory.index import apply, d, delta, differentiate, i, inner, j, product, total, vector
+from preln.theory.norms import RMS_FACTS, eps, rms_jacobian, s, x
+from preln.theory.smt import Formula
+
+PAPER = "Reassessing Layer Pruning in LLMs"
+AXIOMS = [
+    "chain rule",
+    "operator norm: |X + Y| <= |X| + |Y|, |X Y| <= |X||Y|, |X v| <= |X||v|",
+    "a = sigma(A), g = max over tokens of sigma(G), both at the point where the block is differentiated",
+]
+a, g, a1, g1, a2, g2 = (sp.Symbol(n, nonnegative=True) for n in ("a", "g", "a1", "g1", "a2", "g2"))
+m1, m2, norm_j, norm_rest = (sp.Symbol(n, nonnegative=True) for n in ("m1", "m2", "sigma_J", "sigma_JI"))
+v0, v1, v2, part1, part2 = (sp.Symbol(n, nonnegative=True) for n in ("v0", "v1", "v2", "part1", "part2"))
+M1, M2, A1, A2, G1, G2 = sp.symbols("M1 M2 A1 A2 G1 G2", commutative=False)
+b, c = vector("b"), vector("c")
+"""A generic branch is a sum of rank-one maps b c^T; derivatives are linear in it."""
+
+
+def positive_part(e: sp.Expr) -> sp.Expr:
+    """Return max(0, e)."""
+    return sp.Max(0, e)
+
+
+@claim(
+    "BLK-TOKENS",
+    title="Sigma of a norm over a sequence",
+    statement="A norm acts on every token by itself, so its Jacobian on the sequence is block-diagonal and "
+    "sigma(G) = max over tokens of sigma(G_t), attained by moving only the token with the largest.",
+    assumptions=["lengths: |(v_1, ..., v_T)|^2 = sum |v_t|^2", "|G_t v| <= sigma(G_t)|v|"],
+)
+def blk_tokens() -> list[Evidence]:
+    """Induct over tokens: the first ones against one more."""
+    here, more, all_, one = (sp.Symbol(n, nonnegative=True) for n in ("g_all", "g_one", "out_all", "out_one"))
+    proof = Smt(
+        "squared lengths; one more token at a time", [all_ <= here**2 * v1**2, one <= more**2 * v2**2]
+    )
+    size = v1**2 + v2**2
+    proof.show("|G v| <= max(g_all, g_one)|v|", all_ + one <= sp.Max(here, more) ** 2 * size)
+    proof.show(
+        "attained on one token",
+        sp.Eq(all_ + one, sp.Max(here, more) ** 2 * size),
+        sp.Eq(v1, 0),
+        more >= here,
+        sp.Eq(one, more**2 * v2**2),
+    )
+    proof.reject(
+        "the mean of the squares", all_ + one <= (here**2 + more**2) / 2 * size, mutation="bound tightened"
+    )
+    proof.reject("the least", all_ + one <= sp.Min(here, more) ** 2 * size, mutation="bound tightened")
+    return [proof.evidence()]
+
+
+@claim(
+    "BLK-PRE",
+    title="Jacobian of a Pre-LN block",
+    statement="Two residual halves: J = (I + A2 G2)(I + A1 G1), on the whole sequence. sigma(J) <= (1 + a1 "
+    "g1)(1 + a2 g2), sigma(J - I) <= (1 + a1 g1)(1 + a2 g2) - 1, and every singular value of J is at least "
+    "max(0, 1 - a1 g1) max(0, 1 - a2 g2). All three are attained, by A_i G_i = a_i g_i I and - a_i g_i I; "
+    "the last says something exactly if a1 g1 < 1 and a2 g2 < 1.",
+    assumptions=AXIOMS,
+    uses=["RMS-JAC", "LN-JAC", "BLK-TOKENS"],
+    source=PAPER + "; the bounds are this project's",
+)
+def blk_pre() -> list[Evidence]:
+    """Differentiate a rank-one branch, expand the product, bound it term by term."""
+    proof = Symbolic(
+        "derivative of a rank-one branch by contraction; expansion in noncommuting M_i = A_i G_i"
+    )
+
+    def normed(k: sp.Symbol) -> sp.Expr:
+        return x[k] / sp.sqrt(total(lambda m: x[m] ** 2) / d + eps)
+
+    def half(a: sp.Symbol, b_: sp.Symbol) -> sp.Expr:
+        return delta(a, b_) + product(lambda p, q: b[p] * c[q], rms_jacobian)(a, b_)
+
+    derived = differentiate(x[i] + b[i] * total(lambda k: c[k] * normed(k)), x, j)
+    proof.equal("x + b <c, N(x)>: J = I + A G", derived, half(i, j), RMS_FACTS)
+    two = (1 + M2) * (1 + M1)
+    proof.equal("(I + M2)(I + M1) - I", two - 1, M1 + M2 + M2 * M1)
+    proof.reject(
+        "identity path dropped", derived, half(i, j) - delta(i, j), RMS_FACTS, mutation="term dropped"
+    )
+    wrong = product(rms_jacobian, lambda p, q: b[p] * c[q])(i, j)
+    proof.reject("G A in place of A G", derived, delta(i, j) + wrong, RMS_FACTS, mutation="other")
+    proof.reject("halves in the wrong order", two, (1 + M1) * (1 + M2), mutation="other")
+    proof.reject("cross term dropped", two - 1, M1 + M2, mutation="term dropped")
+
+    bound = (1 + a1 * g1) * (1 + a2 * g2)
+    sizes = [m1 <= a1 * g1, m2 <= a2 * g2]
+    norms = Smt("m_i = |M_i| <= a_i g_i; sigma_JI = |M1 + M2 + M2 M1|", sizes)
+    triangle = [norm_rest <= m1 + m2 + m2 * m1, norm_j <= (1 + m2) * (1 + m1)]
+    norms.show("sigma(J) <= (1 + a1 g1)(1 + a2 g2)", norm_j <= bound, *triangle)
+    norms.show("sigma(J - I) <= that less 1", norm_rest <= bound - 1, *triangle)
+    least = positive_part(1 - a1 * g1) * positive_part(1 - a2 * g2)
+    norms.show("|J v| >= max(0, 1 - a1 g1) max(0, 1 - a2 g2) |v|", v2 >= least * v0, *_shrinking())
+    says = sp.Equivalent(least > 0, sp.And(a1 * g1 < 1, a2 * g2 < 1))
+    norms.show("the lower bound is positive exactly if both a_i g_i < 1", says)
+    p, q = a1 * g1, a2 * g2
+    norms.show(
+        "attained by A_i G_i = a_i g_i I",
+        sp.And(sp.Eq((1 + q) * (1 + p), bound), sp.Eq(q + p + q * p, bound - 1)),
+    )
+    norms.show("attained by - a_i g_i I", sp.Eq((1 - q) * (1 - p), least), p <= 1, q <= 1)
+    norms.reject("sigma(J - I) <= a1 g1 + a2 g2", norm_rest <= p + q, *triangle, mutation="term dropped")
+    norms.reject(
+        "sigma(J) <= 1 + max a_i g_i", norm_j <= 1 + sp.Max(p, q), *triangle, mutation="bound tightened"
+    )
+    norms.reject(
+        "gain dropped: sigma(J) <= (1 + a1)(1 + a2)",
+        norm_j <= (1 + a1) * (1 + a2),
+        *triangle,
+        mutation="gain dropped",
+    )
+    norms.reject(
+        "|J v| >= (1 - a1 g1)(1 - a2 g2)|v| without max(0, .)",
+        v2 >= (1 - p) * (1 - q) * v0,
+        *_shrinking(),
+        mutation="assumption dropped",
+    )
+    norms.reject("|J v| <= |v|", v2 <= v0, *_shrinking(), mutation="inequality turned")
+    return [proof.evidence(), norms.evidence()]
+
+
+def _shrinking() -> list[Formula]:
+    """v1 = |(I + M1) v|, v2 = |(I + M2)(I + M1) v|, by the triangle inequality."""
+    first = [part1 <= m1 * v0, v1 >= v0 - part1, v1 <= v0 + part1]
+    return [*first, part2 <= m2 * v1, v2 >= v1 - part2, v2 <= v1 + part2]
+
+
+@claim(
+    "BLK-PARALLEL",
+    title="Jacobian of a parallel block",
+    statement="Attention and MLP side by side (GPT-NeoX, Falcon, Phi): J = I + A1 G1 + A2 G2. sigma(J) <= 1 "
+    "+ a1 g1 + a2 g2, sigma(J - I) <= a1 g1 + a2 g2, every singular value is at least 1 - a1 g1 - a2 g2. "
+    "All are attained. With one norm for both, sigma(J - I) <= g sigma(A1 + A2). Against two halves in a "
+    "row the term a1 g1 a2 g2 is missing.",
+    assumptions=AXIOMS,
+    uses=["BLK-PRE"],
+)
+def blk_parallel() -> list[Evidence]:
+    """Differentiate two rank-one branches; bound the sum."""
+    proof = Symbolic("derivative of two rank-one branches by contraction")
+    e, f = vector("e"), vector("f")
+
+    def normed(k: sp.Symbol) -> sp.Expr:
+        return x[k] / sp.sqrt(total(lambda m: x[m] ** 2) / d + eps)
+
+    y = x[i] + b[i] * total(lambda k: c[k] * normed(k)) + e[i] * total(lambda k: f[k] * normed(k))
+    both = product(lambda p, q: b[p] * c[q] + e[p] * f[q], rms_jacobian)(i, j)
+    derived = differentiate(y, x, j)
+    proof.equal("J = I + (A1 + A2) G with one norm", derived, delta(i, j) + both, RMS_FACTS)
+    proof.equal("with two norms", (1 + A1 * G1 + A2 * G2) - 1, A1 * G1 + A2 * G2)
+    proof.reject(
+        "two halves in a row", (1 + A2 * G2) * (1 + A1 * G1), 1 + A1 * G1 + A2 * G2, mutation="other"
+    )
+    proof.reject("identity path dropped", derived, both, RMS_FACTS, mutation="term dropped")
+    sizes = [m1 <= a1 * g1, m2 <= a2 * g2, part1 <= m1 * v0, part2 <= m2 * v0]
+    bound = a1 * g1 + a2 * g2
+    norms = Smt("m_i = |A_i G_i|; triangle inequality", sizes)
+    norms.show("sigma(J - I) <= a1 g1 + a2 g2", norm_rest <= bound, norm_rest <= m1 + m2)
+    norms.show("sigma(J) <= 1 + a1 g1 + a2 g2", norm_j <= 1 + bound, norm_j <= 1 + m1 + m2)
+    below = v1 >= v0 - part1 - part2
+    norms.show("|J v| >= (1 - a1 g1 - a2 g2)|v|", v1 >= (1 - bound) * v0, below)
+    norms.show("never above the bound of two halves", 1 + bound <= (1 + a1 * g1) * (1 + a2 * g2))
+    norms.show(
+        "one norm: |(A1 + A2) G| <= a g",
+        norm_rest <= a * g,
+        norm_rest <= part1 * part2,
+        part1 <= a,
+        part2 <= g,
+    )
+    norms.reject(
+        "sigma(J - I) <= max",
+        norm_rest <= sp.Max(a1 * g1, a2 * g2),
+        norm_rest <= m1 + m2,
+        mutation="bound tightened",
+    )
+    norms.reject("gain dropped", norm_rest <= a1 + a2, norm_rest <= m1 + m2, mutation="gain dropped")
+    norms.reject("|J v| >= (1 - a1 g1)|v|", v1 >= (1 - a1 * g1) * v0, below, mutation="term dropped")
+    norms.reject(
+        "1 + a1 g1 + a2 g2 >= the bound of two halves",
+        1 + bound >= (1 + a1 * g1) * (1 + a2 * g2),
+        mutation="inequality turned",
+    )
+    return [proof.evidence(), norms.evidence()]
+
+
+@claim(
+    "BLK-POST",
+    title="Jacobian of a Post-LN block",
+    statement="y = N(x + F(x)): J = G (I + A), G at x + F(x), A at x. sigma(J) <= g (1 + a). There is no "
+    "identity path: with F = 0 J = G, which for LayerNorm is never I and for RMSNorm only where G = I, so L "
+    "such blocks scale a gradient by up to prod g_k (1 + a_k), while Pre-LN keeps it between prod (1 - a_k "
+    "g_k) and prod (1 + a_k g_k). What else is lost: with LayerNorm J is singular (y - beta over gamma has "
+    "mean 0 on every token); with RMSNorm one token's smallest singular value is at most |gamma|_(1) "
+    "eps/s^3 (1 + a).",
+    assumptions=AXIOMS,
+    uses=["RMS-SPEC", "LN-SPEC", "BLK-TOKENS"],
+    source="own; Post-LN: Vaswani et al. 2017, Xiong et al. 2020",
+)
+def blk_post() -> list[Evidence]:
+    """Differentiate through the outer norm; read the lost directions off the spectra."""
+    proof = Symbolic("derivative of a rank-one branch inside the norm, by contraction")
+    inside = inner(c, x)  # <c, x>: the branch adds b <c, x>
+
+    def z(k: sp.Symbol) -> sp.Expr:
+        return x[k] + b[k] * total(lambda m: c[m] * x[m])
+
+    length = inner(x, x) + 2 * inside * inner(b, x) + inside**2 * inner(b, b)
+    facts = {inner(x, x): d * (s**2 - eps) - (length - inner(x, x))}
+    derived = differentiate(z(i) / sp.sqrt(total(lambda k: z(k) ** 2) / d + eps), x, j)
+
+    def outer(p: sp.Symbol, q: sp.Symbol) -> sp.Expr:
+        moved = [x[k] + b[k] * inside for k in (p, q)]
+        return (delta(p, q) - moved[0] * moved[1] / (d * s**2)) / s
+
+    def branch(p: sp.Symbol, q: sp.Symbol) -> sp.Expr:
+        return delta(p, q) + b[p] * c[q]
+
+    proof.equal("N(x + b <c, x>): J = G (I + A)", derived, product(outer, branch)(i, j), facts)
+    without_branch = {b[i]: 0, b[j]: 0, inner(b, x): 0, inner(b, b): 0} | RMS_FACTS
+    proof.equal(
+        "no branch: J = G",
+        product(outer, branch)(i, j).subs({b[i]: 0, b[j]: 0}),
+        rms_jacobian(i, j),
+        without_branch,
+    )
+    proof.reject(
+        "J = I + G A",
+        derived,
+        delta(i, j) + product(outer, lambda p, q: b[p] * c[q])(i, j),
+        facts,
+        mutation="other",
+    )
+    proof.reject("J = (I + A) G", derived, product(branch, outer)(i, j), facts, mutation="other")
+    proof.reject("no branch: J = I", rms_jacobian(i, j), delta(i, j), RMS_FACTS, mutation="term dropped")
+    # The top direction of one token: <z, G w> = (eps/s^3) <z, w>, so |J^T z| <= (eps/s^3)(1 + a)|z|.
+    left = apply(rms_jacobian, lambda k: x[k])(i)
+    proof.equal("G z = (eps/s^3) z without a gain", left, x[i] * eps / s**3, RMS_FACTS)
+    proof.reject("G z = 0", left, sp.S.Zero, RMS_FACTS, mutation="eps dropped")
+    norms = Smt("|G (I + A)|", [norm_j <= g * (1 + a)])
+    norms.show("sigma(J) <= g (1 + a)", norm_j <= g + g * a)
+    small, first = sp.symbols("small gamma_1", nonnegative=True)
+    # sigma_min(diag(gamma) B (I + A)) <= |gamma|_(1) sigma_min(B (I + A)) <= |gamma|_(1) (eps/s^3)(1 + a).
+    norms.show(
+        "smallest, RMSNorm",
+        small <= first * eps / s**3 * (1 + a),
+        small <= first * part1,
+        part1 <= eps / s**3 * (1 + a),
+    )
+    norms.reject("sigma(J) <= 1 + a g", norm_j <= 1 + a * g, mutation="other")
+    norms.reject("sigma(J) <= g", norm_j <= g, mutation="term dropped")
+    norms.reject("gain dropped", norm_j <= 1 + a, mutation="gain dropped")
+    norms.reject(
+        "smallest with the gain dropped",
+        small <= eps / s**3 * (1 + a),
+        small <= first * part1,
+        part1 <= eps / s**3 * (1 + a),
+        mutation="gain dropped",
+    )
+    return [proof.evidence(), norms.evidence()]
