@@ -6,7 +6,7 @@ import z3
 
 from preln.base.errors import InputError
 from preln.theory.claims import status_of
-from preln.theory.evidence import Smt, Symbolic, counterexample, decide
+from preln.theory.evidence import Smt, Symbolic, counterexample, settle
 from preln.theory.index import d, inner, total, vector
 from preln.theory.smt import prove
 
@@ -32,6 +32,15 @@ def test_models_are_exact_even_where_irrational():
 def test_clashing_assumptions_prove_nothing():
     assert prove(a > 5, [a > 1, a < 0]).answer == "vacuous"
     assert prove(a > 5, [a > 1, a < 0]).status == "open"
+
+
+def test_a_division_by_zero_refutes_nothing():
+    """1/0 is any number to the solver: neither a counterexample nor a proof may rest on it."""
+    answer = prove(1 / a >= 0, [sp.Eq(a, 0)])
+    assert answer.answer == "unknown" and answer.status == "open"
+    assert prove(1 / a <= b, [a >= 0, b >= 0]).answer == "sat"
+    assert sp.Rational(prove(1 / a <= b, [a >= 0, b >= 0]).model["a"]) != 0
+    assert prove(sp.Eq(1 / a, b), [sp.Eq(a * b, 1)]).holds
 
 
 def test_a_solver_that_gives_up_leaves_the_claim_open(monkeypatch):

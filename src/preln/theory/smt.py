@@ -28,8 +28,8 @@ class Certificate:
     """The solver's answer on one claim.
 
     Attributes:
-        answer: `unsat` (the claim holds), `sat` (`model` violates it), `unknown`, or `vacuous` (the
-            assumptions clash).
+        answer: `unsat` (the claim holds), `sat` (`model` violates it), `unknown` (the solver gave up, or only
+            a division by 0 violates it), or `vacuous` (the assumptions clash).
         model: exact values of the symbols, as text, when the answer is `sat`.
         claim: the claim as text.
         assumptions: the assumptions as text.
@@ -79,20 +79,25 @@ def prove(claim: Formula, assumptions: Iterable[Formula] = (), *, effort: int = 
     goal = translate(claim)
     text = {"claim": str(claim), "assumptions": tuple(str(a) for a in assumptions)}
 
-    solver = z3.Solver(ctx=translate.context)
-    solver.set("rlimit", effort)
-    solver.set("random_seed", 0)
-    solver.add(*premises, *translate.declared())
-    if solver.check() == z3.unsat:
+    def ask(*facts: Any) -> tuple[Any, Any]:
+        solver = z3.Solver(ctx=translate.context)
+        solver.set("rlimit", effort)
+        solver.set("random_seed", 0)
+        solver.add(*premises, *translate.declared(), *facts)
+        return solver.check(), solver
+
+    if ask()[0] == z3.unsat:
         return Certificate("vacuous", **text)
-    solver.add(z3.Not(goal))
-    answer = solver.check()
+    # A quotient by 0 is any number to the solver: a counterexample must not need one, a proof must bear it.
+    answer, solver = ask(z3.Not(goal), *[divisor != 0 for divisor in translate.divisors])
     if answer == z3.sat:
         model = solver.model()
         values = {
             name: exact(model.eval(variable, model_completion=True)) for name, variable in translate.names()
         }
         return Certificate("sat", **text, model=values)
+    if translate.divisors:
+        answer, _ = ask(z3.Not(goal))
     return Certificate("unsat" if answer == z3.unsat else "unknown", **text)
 
 
@@ -112,6 +117,7 @@ class _Translator:
         # A context of its own: what was asked before must not change the solver's path.
         self.context = z3.Context()
         self.variables: dict[sp.Symbol, Any] = {}
+        self.divisors: list[Any] = []
 
     def names(self) -> list[tuple[str, Any]]:
         return sorted((symbol.name, variable) for symbol, variable in self.variables.items())
@@ -150,7 +156,10 @@ class _Translator:
             return z3.Product(args)
         if isinstance(e, sp.Pow) and e.exp.is_Integer:
             power = z3.Product([self(e.base)] * abs(int(e.exp)))
-            return power if e.exp > 0 else 1 / power
+            if e.exp > 0:
+                return power
+            self.divisors.append(power)
+            return 1 / power
         if isinstance(e, sp.Abs):
             return z3.If(args[0] >= 0, args[0], -args[0])
         if isinstance(e, sp.Max | sp.Min):
