@@ -15,7 +15,9 @@ from preln.theory.similarity import DEFINITION, cosine, rho, root
 U = "The Unreasonable Ineffectiveness of the Deeper Layers"
 ca, cb, cc = (sp.Symbol(f"cos_{k}", real=True) for k in "abc")
 sa, sb = (sp.Symbol(f"sin_{k}", nonnegative=True) for k in "ab")
-across, first, second = (sp.Symbol(n, nonnegative=True) for n in ("across", "first", "second"))
+across, first, second, total = (
+    sp.Symbol(n, nonnegative=True) for n in ("across", "first", "second", "total")
+)
 x, y, z = vector("x"), vector("y"), vector("z")
 
 
@@ -103,8 +105,9 @@ def sim_triangle() -> list[Evidence]:
     )
     compare.show(
         "layer by layer",
-        across <= first + second + sp.Symbol("third", nonnegative=True),
+        across <= total + second,
         across <= first + second,
+        first <= total,
     )
     compare.reject(
         "c <= max(a, b): cos_c >= min(cos_a, cos_b)",

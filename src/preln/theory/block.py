@@ -256,8 +256,11 @@ def blk_post() -> list[Evidence]:
     left = apply(rms_jacobian, lambda k: x[k])(i)
     proof.equal("G z = (eps/s^3) z without a gain", left, x[i] * eps / s**3, RMS_FACTS)
     proof.reject("G z = 0", left, sp.S.Zero, RMS_FACTS, mutation="eps dropped")
-    norms = Smt("|G (I + A)|", [norm_j <= g * (1 + a)])
-    norms.show("sigma(J) <= g (1 + a)", norm_j <= g + g * a)
+    inner_size = sp.Symbol("sigma_IA", nonnegative=True)
+    norms = Smt(
+        "|G (I + A)| <= |G||I + A|, |I + A| <= 1 + |A|", [norm_j <= g * inner_size, inner_size <= 1 + a]
+    )
+    norms.show("sigma(J) <= g (1 + a)", norm_j <= g * (1 + a))
     small, first = sp.symbols("small gamma_1", nonnegative=True)
     # sigma_min(diag(gamma) B (I + A)) <= |gamma|_(1) sigma_min(B (I + A)) <= |gamma|_(1) (eps/s^3)(1 + a).
     norms.show(

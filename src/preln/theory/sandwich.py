@@ -11,6 +11,7 @@ from preln.theory.index import d, delta, differentiate, dot, i, inner, j, produc
 from preln.theory.norms import eps, s, x
 
 G, A, H = sp.symbols("G2 A G1", commutative=False)
+NO_BIAS = "norms without a bias (with one, its size adds to the update's)"
 ms, top = sp.symbols("ms gamma_1", nonnegative=True)
 
 
@@ -19,6 +20,11 @@ def _update_size(proof: Smt) -> None:
     square = sp.Symbol("update_ms", nonnegative=True)
     out = [square <= top**2 * ms / s**2, sp.Eq(s**2, ms + eps)]
     proof.show("rms of the update <= |gamma2|_(1)", square <= top**2, *out)
+    before, after, grown = (sp.Symbol(n, nonnegative=True) for n in ("rms_x", "rms_next", "rms_0_plus_sum"))
+    step = [after <= before + sp.Symbol("rms_update", nonnegative=True), before <= grown]
+    small = sp.Symbol("rms_update", nonnegative=True) <= top
+    proof.show("so rms grows by at most |gamma2|_(1) a block", after <= grown + top, *step, small)
+    proof.reject("rms does not grow", after <= grown, *step, small, mutation="term dropped")
     proof.reject("it is below |gamma2|_(1)/2", square <= top**2 / 4, *out, mutation="bound tightened")
     proof.reject("gain dropped", square <= 1, *out, mutation="gain dropped")
     proof.reject("it is at least |gamma2|_(1)", square >= top**2, *out, mutation="inequality turned")
@@ -31,7 +37,7 @@ def _update_size(proof: Smt) -> None:
     "g2 a g1, every singular value is at least 1 - g2 a g1; all are attained. The update's root mean square "
     "is at most |gamma2|_(1) on every token, whatever the branch computes, so rms(x_L) <= rms(x_0) + sum "
     "over blocks of |gamma2|_(1): growth at most linear in depth.",
-    assumptions=AXIOMS,
+    assumptions=[*AXIOMS, NO_BIAS],
     uses=["BLK-PRE", "RMS-JAC", "LN-JAC"],
     source="own; the layout: Gemma 2, Peri-LN (Kim et al. 2025)",
 )
@@ -69,7 +75,7 @@ def blk_sandwich() -> list[Evidence]:
     "every singular value is at least 1 - g a. g is |gamma|/s with s of the branch's output, not of the "
     "residual stream: a growing stream does not damp it. The update's root mean square is at most "
     "|gamma|_(1) on every token.",
-    assumptions=AXIOMS,
+    assumptions=[*AXIOMS, NO_BIAS],
     uses=["BLK-PRE", "RMS-JAC"],
     source="own; the layout: OLMo 2",
 )
