@@ -13,7 +13,7 @@ from typing import Any
 import sympy as sp
 
 from preln.theory.claims import Evidence
-from preln.theory.index import Facts, normal
+from preln.theory.index import Facts, contract, normal
 from preln.theory.mutation import control, expression_mutants, turned
 from preln.theory.smt import Formula, prove
 
@@ -28,6 +28,7 @@ class Symbolic:
 
     def equal(self, name: str, left: sp.Expr, right: sp.Expr, facts: Facts | None = None) -> None:
         """Show that two index expressions are equal under `facts`, and that mutants of `right` are not."""
+        left = contract(left)
         rest = normal(left - right, facts)
         self.steps.append(
             {"step": name, "holds": bool(rest == 0)} | ({} if rest == 0 else {"rest": str(rest)})
@@ -79,8 +80,13 @@ class Smt:
         certificate = prove(claim, [*self.assumptions, *more])
         self.steps.append({"step": name, "holds": certificate.holds} | certificate.as_dict())
         wrong = turned(claim)
-        if wrong is not None and not prove(sp.Eq(*claim.args), [*self.assumptions, *more]).holds:
-            self.reject(f"{name}: turned", wrong, *more, mutation="inequality turned")
+        if wrong is None:
+            return
+        self.reject(f"{name}: turned", wrong, *more, mutation="inequality turned")
+        equal = sp.Eq(*claim.args)
+        if not self.controls[-1]["rejected"] and prove(equal, [*self.assumptions, *more]).holds:
+            # Both sides are equal here, so turning the inequality changes nothing: not a mutant.
+            self.controls.pop()
 
     def reject(self, name: str, claim: Formula, *more: Formula, mutation: str = "other") -> None:
         """Negative control: the solver must find a model against `claim`."""

@@ -13,7 +13,7 @@ from preln.testing.layers import NormLayer, autograd_jacobian, dense_sigma
 from preln.testing.properties import Property, Worst
 from preln.theory import Evidence
 
-EXAMPLES = 10
+EXAMPLES = 6
 """Hypothesis examples a module and round."""
 ONE_PLUS = ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm", "NemotronLayerNorm1P")
 
