@@ -26,7 +26,8 @@ def findings(run: Run) -> str:
 
 def _cell(text: object) -> str:
     """Text inside a table cell."""
-    return " ".join(str(text).split()).replace("|", "\\|")
+    # An underscore between signs would begin emphasis.
+    return " ".join(str(text).split()).replace("|", "\\|").replace("|_", "|\\_")
 
 
 def _theorems(run: Run) -> str:
