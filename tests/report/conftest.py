@@ -105,6 +105,7 @@ def claims() -> list[dict[str, Any]]:
         base = {
             "id": id,
             "kind": "theorem",
+            "family": "Depth" if id.startswith("STK") else "Normalisation layers",
             "title": f"Title of {id}",
             "statement": "σ(B) = 1/√(ms + ε) for d ≥ 2",
         }

@@ -131,6 +131,17 @@ def test_ledger_can_be_filtered_and_shows_counterexamples(source: str, page: Pag
     assert "<option>refuted</option>" in source
 
 
+def test_theorems_are_counted_by_family(source: str) -> None:
+    (table,) = re.findall(r'aria-label="Theorems by family">.*?</table>', source, flags=re.S)
+    rows = [re.findall(r">([^<>\n]+)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", table, flags=re.S)]
+    head = ["family", "theorems", "proved", "refuted", "open", "symbolic", "smt", "counterexample"]
+    assert rows[0] == [*head, "mutants", "killed"]
+    assert rows[1:] == [
+        ["Normalisation layers", "3", "2", "1", "0", "2", "1", "1", "0", "0"],
+        ["Depth", "1", "0", "0", "1", "0", "0", "0", "0", "0"],
+    ]
+
+
 def test_what_holds_instead_of_a_refuted_claim(source: str) -> None:
     refuted = re.search(r'<article[^>]*id="r1-claim-CMP-PAPER".*?</article>', source, re.DOTALL)[0]
     assert re.search(r'What does hold:\s*<a href="#r1-claim-CMP-PAPER-LATE">', refuted)

@@ -16,6 +16,7 @@ from preln.report.figures import Exhibit
 from preln.report.ledger_view import flatten, ledger_views
 from preln.report.load import Run
 from preln.report.style import inline_svg
+from preln.theory.ledger import family_rows
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -72,6 +73,7 @@ def _run_view(run: Run, shown: list[Exhibit], prefix: str, out: Path) -> dict[st
         "verdicts": views.verdict_views(run, prefix),
         "outcomes": views.outcome_rows(run),
         "tasks": views.task_grid(run),
+        "families": family_rows(run.claims),
         "ledger": ledger,
         "statuses": list(dict.fromkeys(entry["status"] for entry in ledger)),
         "kinds": list(dict.fromkeys(entry["kind"] for entry in ledger)),

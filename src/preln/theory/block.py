@@ -73,8 +73,9 @@ def blk_tokens() -> list[Evidence]:
     title="Jacobian of a Pre-LN block",
     statement="Two residual halves: J = (I + A2 G2)(I + A1 G1), on the whole sequence. sigma(J) <= (1 + a1 "
     "g1)(1 + a2 g2), sigma(J - I) <= (1 + a1 g1)(1 + a2 g2) - 1, and every singular value of J is at least "
-    "max(0, 1 - a1 g1) max(0, 1 - a2 g2). All three are attained, by A_i G_i = a_i g_i I and - a_i g_i I; "
-    "the last says something exactly if a1 g1 < 1 and a2 g2 < 1.",
+    "max(0, 1 - a1 g1) max(0, 1 - a2 g2). All three are attained where G_i is a multiple of I (RMSNorm "
+    "without gain at x = 0), by A_i = a_i I and, if a_i g_i <= 1, by - a_i I; the last says something "
+    "exactly if a1 g1 < 1 and a2 g2 < 1.",
     assumptions=AXIOMS,
     uses=["RMS-JAC", "LN-JAC", "BLK-TOKENS"],
     source=PAPER + "; the bounds are this project's",

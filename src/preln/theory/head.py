@@ -27,8 +27,9 @@ a, b, x, D = vector("a"), vector("b"), vector("x"), vector("D")
     title="How far a change of the last hidden state can move the logits",
     statement="Final RMSNorm with gain gamma and head W_U turn a change D of x_L into a change of logits of "
     "at most sigma(W_U diag(gamma)) 2 sqrt(d)|D|/(sqrt(|x|^2 + d eps) + sqrt(|x + D|^2 + d eps)). The "
-    "factor of sqrt(d) is attained exactly where both roots are equal (or the extended vectors point "
-    "opposite ways, eps = 0). For LayerNorm the same holds with C x and C D for x and D; a bias drops out.",
+    "norm's part, 2 sqrt(d)|D| over the roots, is attained exactly where both roots are equal (or, with eps "
+    "= 0, x and x + D point opposite ways). For LayerNorm the same holds with C x and C D for x and D; a "
+    "bias drops out.",
     assumptions=["s > 0 at both points", "|W v| <= sigma(W)|v|"],
     uses=["RMS-SPHERE"],
 )

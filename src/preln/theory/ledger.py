@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,26 +122,8 @@ class Ledger:
         return "\n".join([*_aligned(rows), *(f"NOT AS LISTED: {line}" for line in self.failures)])
 
     def families(self) -> list[dict[str, Any]]:
-        """Return one row a family of theorems: how many, how they came out, on what evidence.
-
-        Keys: `family`, `theorems`, `proved`, `refuted`, `open`, one for every kind of evidence present in the
-        ledger (the theorems that have it), `mutants` and `killed`.
-        """
-        theorems = [entry for entry in self.claims.values() if entry.claim.kind == "theorem"]
-        found = {e.kind for entry in theorems for e in entry.evidence}
-        rows = []
-        for family in dict.fromkeys(family_of(entry.claim) for entry in theorems):
-            members = [entry for entry in theorems if family_of(entry.claim) == family]
-            row: dict[str, Any] = {"family": family, "theorems": len(members)}
-            row |= {s: sum(m.status == s for m in members) for s in THEOREM_STATUSES}
-            row |= {
-                kind: sum(any(e.kind == kind for e in m.evidence) for m in members)
-                for kind in EVIDENCE_KINDS
-                if kind in found
-            }
-            controls = [c for m in members for c in m.controls]
-            rows.append(row | {"mutants": len(controls), "killed": sum(c["rejected"] for c in controls)})
-        return rows
+        """Return `family_rows` of this ledger."""
+        return family_rows(self.to_json()["claims"])
 
     def survivors(self) -> list[str]:
         """Return the mutants that nothing noticed, as `ID: name`."""
@@ -159,6 +141,31 @@ class Ledger:
             return ""
         table = [tuple(rows[0]), *(tuple(str(v) for v in row.values()) for row in rows)]
         return "\n".join([*_aligned(table), *(f"MUTANT SURVIVES: {line}" for line in self.survivors())])
+
+
+def family_rows(claims: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row a family of theorems: how many, how they came out, on what evidence.
+
+    Args:
+        claims: as a ledger file holds them; those without a family (of an older file) are left out.
+
+    Returns:
+        Keys `family`, `theorems`, `proved`, `refuted`, `open`, one for every kind of evidence that occurs
+        (the theorems that have it), `mutants` and `killed`.
+    """
+    theorems = [c for c in claims if c["kind"] == "theorem" and c.get("family")]
+    found = {e["kind"] for c in theorems for e in c["evidence"]}
+    kinds = [kind for kind in EVIDENCE_KINDS if kind in found]
+    rows = []
+    for family in dict.fromkeys(c["family"] for c in theorems):
+        members = [c for c in theorems if c["family"] == family]
+        row: dict[str, Any] = {"family": family, "theorems": len(members)}
+        row |= {s: sum(m["status"] == s for m in members) for s in THEOREM_STATUSES}
+        row |= {k: sum(any(e["kind"] == k for e in m["evidence"]) for m in members) for k in kinds}
+        details = [e["detail"] for m in members for e in m["evidence"]]
+        controls = [n for detail in details for n in detail.get("negative_controls", [])]
+        rows.append(row | {"mutants": len(controls), "killed": sum(n["rejected"] for n in controls)})
+    return rows
 
 
 def killed(controls: list[dict[str, Any]]) -> str:

@@ -27,9 +27,9 @@ ratio = s_in / s_out  # sigma outside over sigma inside, for d >= 2
     title="How far apart the two places of eps are",
     statement="With r = sqrt(ms), q = sigma_outside/sigma_inside = sqrt(r^2 + eps)/(r + eps), eps > 0, d >= "
     "2: 1/sqrt(1 + eps) <= q <= max(1, 1/sqrt(eps)). The lower side is attained exactly at ms = 1, the "
-    "upper one exactly at ms = 0 if eps <= 1, and as ms grows without bound if eps > 1. q falls with ms up "
-    "to ms = 1 and rises from there; q = 1 exactly if 2 r + eps = 1, q > 1 exactly if 2 r + eps < 1. Where "
-    "ms >= 1/4 the two differ by less than eps/2, relatively.",
+    "upper one exactly at ms = 0 if eps <= 1, and approached as ms grows without bound if eps > 1. q falls "
+    "with ms up to ms = 1 and rises from there; q = 1 exactly if 2 r + eps = 1, q > 1 exactly if 2 r + eps "
+    "< 1. Where ms >= 1/4 the two differ by less than eps/2, relatively.",
     assumptions=["eps > 0, the same in both", "no gain (a gain multiplies both alike)", "d >= 2"],
     uses=["RMS-NORM", "RMS-PAPER"],
 )
