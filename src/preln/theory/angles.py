@@ -9,7 +9,7 @@ import sympy as sp
 
 from preln.theory.claims import Evidence, claim
 from preln.theory.evidence import Smt, Symbolic, counterexample
-from preln.theory.index import vector
+from preln.theory.index import Entry, dot, inner, vector
 from preln.theory.similarity import DEFINITION, cosine, rho, root
 
 U = "The Unreasonable Ineffectiveness of the Deeper Layers"
@@ -79,8 +79,7 @@ def sim_angle() -> list[Evidence]:
     "SIM-TRIANGLE",
     title="The angular distance over a block is at most the sum over its layers",
     statement="angle(x_0, x_n) <= sum_k angle(x_k, x_{k+1}), for vectors that are not 0; the same holds for "
-    "means over tokens. Equal exactly if the sum is at most pi and all lie in order on one great-circle "
-    "arc.",
+    "means over tokens. (When they are equal: SIM-SUM-ARC.)",
     assumptions=["the Gram matrix of three unit vectors is positive semidefinite"],
 )
 def sim_triangle() -> list[Evidence]:
@@ -168,12 +167,12 @@ def sim_sum_arc() -> list[Evidence]:
     """On an arc angles add up; equal tables have equal minima."""
     a, b = sp.symbols("a b", nonnegative=True)
     proof = Symbolic("angles on one arc from a fixed point")
-    on_arc = sp.expand_trig(sp.cos(a + b))
+    turned = _on_arc(a, b)
     proof.true(
-        "cos(a + b) = cos a cos b - sin a sin b",
-        sp.simplify(on_arc - (sp.cos(a) * sp.cos(b) - sp.sin(a) * sp.sin(b))) == 0,
+        "cos of the angle between places a and b is cos(b - a)", sp.simplify(turned - sp.cos(b - a)) == 0
     )
-    proof.reject("cos(a + b) = cos a cos b", on_arc, sp.cos(a) * sp.cos(b), mutation="term dropped")
+    proof.reject("cos(b - a) = cos a cos b", turned, sp.cos(a) * sp.cos(b), mutation="term dropped")
+    proof.equal("differences of places add up", (b - a) + (total - b), total - a)
     s1, s2, a1, a2 = sp.symbols("s1 s2 a1 a2", nonnegative=True)
     compare = Smt("two blocks: sums s1, s2 and distances across a1, a2", [a1 <= s1, a2 <= s2])
     compare.show("the least sum bounds the least distance across", sp.Min(a1, a2) <= sp.Min(s1, s2))
@@ -190,6 +189,16 @@ def sim_sum_arc() -> list[Evidence]:
     )
     compare.reject("turned", sp.Min(a1, a2) >= sp.Min(s1, s2), mutation="inequality turned")
     return [proof.evidence(), compare.evidence()]
+
+
+def _on_arc(a: sp.Expr, b: sp.Expr) -> sp.Expr:
+    """Return the inner product of cos(p) y + sin(p) z at two places p, y and z orthogonal unit vectors."""
+    unit = {inner(y, y): sp.S.One, inner(z, z): sp.S.One, inner(y, z): sp.S.Zero}
+
+    def at(place: sp.Expr) -> Entry:
+        return lambda k: sp.cos(place) * y[k] + sp.sin(place) * z[k]
+
+    return dot(at(a), at(b)).subs(unit)
 
 
 def _angular(a: list[int], b: list[int]) -> sp.Expr:

@@ -87,8 +87,7 @@ def cmp_lt1_gain() -> list[Evidence]:
     title="How large the variance must be for sigma below 1 with a gain",
     statement="sigma(G) < 1 wherever var + eps > |gamma|_(1)^2 (LayerNorm) or ms + eps > |gamma|_(1)^2 "
     "(RMSNorm). It needs var + eps > |gamma|_(3)^2 for d >= 3 (ms + eps > |gamma|_(2)^2 for d >= 2). So "
-    "with three (two) largest gains of one size it is exact, and no smaller constant than |gamma|_(1)^2 - "
-    "eps bounds var for every gain.",
+    "with three (two) largest gains of one size it is exact.",
     assumptions=["s^2 = var + eps > 0 (LayerNorm, d >= 3), s^2 = ms + eps > 0 (RMSNorm, d >= 2)"],
     uses=["LN-GAIN-BOUND", "RMS-GAIN-BOUND"],
     source="own, correcting " + PAPER,

@@ -16,8 +16,8 @@ import sympy as sp
 
 from preln.theory.claims import Evidence, claim
 from preln.theory.evidence import Smt, Symbolic
-from preln.theory.index import apply, d, delta, differentiate, i, inner, j, product, total, vector
-from preln.theory.norms import RMS_FACTS, eps, rms_jacobian, s, x
+from preln.theory.index import Matrix, apply, d, delta, differentiate, i, inner, j, product, total, vector
+from preln.theory.norms import LN_FACTS, RMS_FACTS, eps, layer_jacobian, ones, rms_jacobian, s, x
 from preln.theory.smt import Formula
 
 PAPER = "Reassessing Layer Pruning in LLMs"
@@ -32,6 +32,11 @@ v0, v1, v2, part1, part2 = (sp.Symbol(n, nonnegative=True) for n in ("v0", "v1",
 M1, M2, A1, A2, G1, G2 = sp.symbols("M1 M2 A1 A2 G1 G2", commutative=False)
 b, c = vector("b"), vector("c")
 """A generic branch is a sum of rank-one maps b c^T; derivatives are linear in it."""
+
+
+def multiple(factor: sp.Expr) -> Matrix:
+    """Return a multiple of the identity."""
+    return lambda row, column: factor * delta(row, column)
 
 
 def positive_part(e: sp.Expr) -> sp.Expr:
@@ -104,6 +109,11 @@ def blk_pre() -> list[Evidence]:
     proof.reject("halves in the wrong order", two, (1 + M1) * (1 + M2), mutation="other")
     proof.reject("cross term dropped", two - 1, M1 + M2, mutation="term dropped")
 
+    # Multiples of I attain the bounds: halves (1 + a_i g_i) I, or (1 - a_i g_i) I.
+    for sign in (1, -1):
+        halves = [multiple(1 + sign * a_ * g_) for a_, g_ in ((a1, g1), (a2, g2))]
+        attained = (1 + sign * a1 * g1) * (1 + sign * a2 * g2) * delta(i, j)
+        proof.equal(f"A_i = {sign} a_i I, G_i = g_i I", product(*halves)(i, j), attained)
     bound = (1 + a1 * g1) * (1 + a2 * g2)
     sizes = [m1 <= a1 * g1, m2 <= a2 * g2]
     norms = Smt("m_i = |M_i| <= a_i g_i; sigma_JI = |M1 + M2 + M2 M1|", sizes)
@@ -115,11 +125,6 @@ def blk_pre() -> list[Evidence]:
     says = sp.Equivalent(least > 0, sp.And(a1 * g1 < 1, a2 * g2 < 1))
     norms.show("the lower bound is positive exactly if both a_i g_i < 1", says)
     p, q = a1 * g1, a2 * g2
-    norms.show(
-        "attained by A_i G_i = a_i g_i I",
-        sp.And(sp.Eq((1 + q) * (1 + p), bound), sp.Eq(q + p + q * p, bound - 1)),
-    )
-    norms.show("attained by - a_i g_i I", sp.Eq((1 - q) * (1 - p), least), p <= 1, q <= 1)
     norms.reject("sigma(J - I) <= a1 g1 + a2 g2", norm_rest <= p + q, *triangle, mutation="term dropped")
     norms.reject(
         "sigma(J) <= 1 + max a_i g_i", norm_j <= 1 + sp.Max(p, q), *triangle, mutation="bound tightened"
@@ -150,9 +155,10 @@ def _shrinking() -> list[Formula]:
     "BLK-PARALLEL",
     title="Jacobian of a parallel block",
     statement="Attention and MLP side by side (GPT-NeoX, Falcon, Phi): J = I + A1 G1 + A2 G2. sigma(J) <= 1 "
-    "+ a1 g1 + a2 g2, sigma(J - I) <= a1 g1 + a2 g2, every singular value is at least 1 - a1 g1 - a2 g2. "
-    "All are attained. With one norm for both, sigma(J - I) <= g sigma(A1 + A2). Against two halves in a "
-    "row the term a1 g1 a2 g2 is missing.",
+    "+ a1 g1 + a2 g2, sigma(J - I) <= a1 g1 + a2 g2, every singular value is at least max(0, 1 - a1 g1 - a2 "
+    "g2). All are attained where G_i is a multiple of I, by A_i = a_i I and, if a1 g1 + a2 g2 <= 1, by - "
+    "a_i I. With one norm for both, sigma(J - I) <= g sigma(A1 + A2). Against two halves in a row the term "
+    "a1 g1 a2 g2 is missing.",
     assumptions=AXIOMS,
     uses=["BLK-PRE"],
 )
@@ -168,7 +174,25 @@ def blk_parallel() -> list[Evidence]:
     both = product(lambda p, q: b[p] * c[q] + e[p] * f[q], rms_jacobian)(i, j)
     derived = differentiate(y, x, j)
     proof.equal("J = I + (A1 + A2) G with one norm", derived, delta(i, j) + both, RMS_FACTS)
-    proof.equal("with two norms", (1 + A1 * G1 + A2 * G2) - 1, A1 * G1 + A2 * G2)
+    other = sp.Symbol("eps_2", nonnegative=True)
+    s2 = sp.sqrt(s**2 - eps + other)
+
+    def second(p: sp.Symbol, q: sp.Symbol) -> sp.Expr:
+        return (delta(p, q) - x[p] * x[q] / (d * s2**2)) / s2
+
+    away = total(lambda k: f[k] * x[k]) / sp.sqrt(total(lambda m: x[m] ** 2) / d + other)
+    two = differentiate(x[i] + b[i] * total(lambda k: c[k] * normed(k)) + e[i] * away, x, j)
+    each = product(lambda p, q: b[p] * c[q], rms_jacobian)(i, j) + product(lambda p, q: e[p] * f[q], second)(
+        i, j
+    )
+    proof.equal("J = I + A1 G1 + A2 G2 with two norms", two, delta(i, j) + each, RMS_FACTS)
+    proof.reject(
+        "the second norm's eps that of the first", two, delta(i, j) + both, RMS_FACTS, mutation="eps moved"
+    )
+    for sign in (1, -1):
+        sides = [product(multiple(sign * a_), multiple(g_))(i, j) for a_, g_ in ((a1, g1), (a2, g2))]
+        attained = (1 + sign * (a1 * g1 + a2 * g2)) * delta(i, j)
+        proof.equal(f"A_i = {sign} a_i I, G_i = g_i I", delta(i, j) + sum(sides), attained)
     proof.reject(
         "two halves in a row", (1 + A2 * G2) * (1 + A1 * G1), 1 + A1 * G1 + A2 * G2, mutation="other"
     )
@@ -179,7 +203,7 @@ def blk_parallel() -> list[Evidence]:
     norms.show("sigma(J - I) <= a1 g1 + a2 g2", norm_rest <= bound, norm_rest <= m1 + m2)
     norms.show("sigma(J) <= 1 + a1 g1 + a2 g2", norm_j <= 1 + bound, norm_j <= 1 + m1 + m2)
     below = v1 >= v0 - part1 - part2
-    norms.show("|J v| >= (1 - a1 g1 - a2 g2)|v|", v1 >= (1 - bound) * v0, below)
+    norms.show("|J v| >= max(0, 1 - a1 g1 - a2 g2)|v|", v1 >= positive_part(1 - bound) * v0, below)
     norms.show("never above the bound of two halves", 1 + bound <= (1 + a1 * g1) * (1 + a2 * g2))
     norms.show(
         "one norm: |(A1 + A2) G| <= a g",
@@ -209,12 +233,12 @@ def blk_parallel() -> list[Evidence]:
     title="Jacobian of a Post-LN block",
     statement="y = N(x + F(x)): J = G (I + A), G at x + F(x), A at x. sigma(J) <= g (1 + a). There is no "
     "identity path: with F = 0 J = G, which for LayerNorm is never I and for RMSNorm only where G = I, so L "
-    "such blocks scale a gradient by up to prod g_k (1 + a_k), while Pre-LN keeps it between prod (1 - a_k "
-    "g_k) and prod (1 + a_k g_k). What else is lost: with LayerNorm J is singular (y - beta over gamma has "
-    "mean 0 on every token); with RMSNorm one token's smallest singular value is at most |gamma|_(1) "
-    "eps/s^3 (1 + a).",
+    "such blocks scale a gradient by up to prod g_k (1 + a_k), while Pre-LN keeps it between prod max(0, 1 "
+    "- a_k g_k) and prod (1 + a_k g_k). What else is lost: with LayerNorm J is singular (y - beta over "
+    "gamma has mean 0 on every token); with RMSNorm one token's smallest singular value is at most "
+    "|gamma|_(1) eps/s^3 (1 + a).",
     assumptions=AXIOMS,
-    uses=["RMS-SPEC", "LN-SPEC", "BLK-TOKENS"],
+    uses=["RMS-SPEC", "LN-SPEC", "BLK-TOKENS", "STK-UPPER", "STK-LOWER"],
     source="own; Post-LN: Vaswani et al. 2017, Xiong et al. 2020",
 )
 def blk_post() -> list[Evidence]:
@@ -258,6 +282,7 @@ def blk_post() -> list[Evidence]:
     proof.equal("G z = (eps/s^3) z without a gain", left, x[i] * eps / s**3, RMS_FACTS)
     proof.reject("G z = 0", left, sp.S.Zero, RMS_FACTS, mutation="eps dropped")
     inner_size = sp.Symbol("sigma_IA", nonnegative=True)
+    proof.equal("LayerNorm: B 1 = 0, so det J = 0", apply(layer_jacobian, ones)(i), sp.S.Zero, LN_FACTS)
     norms = Smt(
         "|G (I + A)| <= |G||I + A|, |I + A| <= 1 + |A|", [norm_j <= g * inner_size, inner_size <= 1 + a]
     )

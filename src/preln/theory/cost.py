@@ -80,6 +80,8 @@ def heal_cost() -> list[Evidence]:
         sp.limit(cost["lora"] / cost["cached"] / L, L, sp.oo),
         slope / (3 * k * (w + a) + 3 * h),
     )
+    whole = sp.limit(cost["partial"] / cost["cached"] / L, L, sp.oo)
+    proof.equal("partial/cached over L", whole, (w + a) / (3 * k * (w + a) + 3 * h))
     proof.reject(
         "LoRA trains no deeper than the tail",
         cost["lora"],

@@ -148,7 +148,7 @@ def rms_gain_bound() -> list[Evidence]:
     statement="|gamma|_(3)/s <= sigma(G) <= |gamma|_(1)/s for d >= 3, s = sqrt(var + eps). The upper side "
     "is attained exactly if gamma = 0, or |gamma|_(1) = |gamma|_(3), or |gamma|_(1) = |gamma|_(2) > "
     "|gamma|_(3) and x has equal entries at those two coordinates. The lower side is attained only if "
-    "|gamma|_(2) = |gamma|_(3), and then for some x also where |gamma|_(1) is larger.",
+    "|gamma|_(2) = |gamma|_(3), as gamma = (2, 1, 1), x = (2, -1, -1), eps = 1/4 does.",
     assumptions=["d >= 3 (the upper side holds for every d)", "s > 0"],
     uses=["LN-SPEC", "LN-NORM-D3"],
 )

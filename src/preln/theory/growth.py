@@ -29,7 +29,7 @@ here, more, less = (sp.Symbol(n, positive=True) for n in ("root_k", "root_k1", "
     "at least (L/l)^p for p <= 1 and at most (L/l)^p for p >= 1, and at most ((L - 1)/(l - 1))^p for every "
     "p and l >= 2.",
     assumptions=[
-        "1 <= l < L",
+        "1 <= l < L, v > 0",
         "E<x_0,f_k> = 0 and E<f_j,f_k> = 0 for j != k in (a)",
         "a_k <= a for every block",
     ],
@@ -80,6 +80,7 @@ def _square_roots() -> Smt:
     proof.show("from above", 1 / here <= 2 * (here - less), roots[1])
     low, total_ = sp.symbols("low sum", real=True)
     proof.show("the sum telescopes", total_ + 1 / here >= 2 * (more - low), total_ >= 2 * (here - low))
+    proof.show("from above too", total_ + 1 / here <= 2 * (here - low), total_ <= 2 * (less - low), roots[1])
     proof.show("s_k >= sqrt(v k) gives the larger share", 1 / more <= 1 / here, more >= here)
     proof.reject(
         "the upper sum from below", 2 * (here - less) <= 1 / here, roots[1], mutation="inequality turned"
@@ -106,6 +107,10 @@ def _powers() -> Symbolic:
     n = sp.Symbol("n", positive=True)
     proof.equal("t = 1/(n - 1): t/(1 + t) = 1/n", (t / (1 + t)).subs(t, 1 / (n - 1)), 1 / n)
     proof.equal("p = 1: 1 + 1/k = (k + 1)/k telescopes", (1 + 1 / n) * n, n + 1)
+    power = ((n + 1) / n) ** exponent * n**exponent / (n + 1) ** exponent
+    proof.true(
+        "any p: ((k + 1)/k)^p k^p = (k + 1)^p telescopes", sp.simplify(sp.powdenest(power, force=True)) == 1
+    )
     proof.reject(
         "Bernoulli with p^2",
         (1 + exponent**2 * t - (1 + t) ** exponent).diff(t).subs(t, 0),

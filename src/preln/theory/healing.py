@@ -101,7 +101,8 @@ def heal_params() -> list[Evidence]:
     "fine-tuning through the whole model, after every step, for every optimizer that sees the tail's "
     "gradients only.",
     assumptions=[
-        "same batches in the same order",
+        "same initial state, batches (with labels and masks) in the same order, same random numbers in the "
+        "tail",
         "the same arithmetic (kernels and dtype) on the same values",
     ],
     source="own",
@@ -159,14 +160,15 @@ def heal_prefix() -> list[Evidence]:
     "HEAL-RANK",
     title="What a rank-r adapter reaches, against free tail weights",
     statement="W + B A with B of r columns reaches exactly the changes of rank at most r; the closest to a "
-    "change E misses it by sigma_{r+1}(E), attained by the truncated singular value decomposition. Free "
-    "weights reach every E; the adapters form a set of dimension r (m + n - r) < m n for r < min(m, n). "
-    "Neither recipe contains the other: tail training reaches changes of rank above r, gains and the head; "
-    "but it cannot tell apart two inputs that the frozen prefix maps to the same states, which a rank-1 "
-    "adapter in the prefix can.",
+    "change E misses it, in the spectral norm, by sigma_{r+1}(E), attained by the truncated singular value "
+    "decomposition. Free weights reach every E; the adapters form a set of dimension r (m + n - r) < m n "
+    "for r < min(m, n). Neither recipe contains the other: tail training reaches changes of rank above r, "
+    "gains and the head; but it cannot tell apart two inputs that the frozen prefix maps to the same "
+    "states, which for some prefixes and inputs a rank-1 adapter in the prefix can.",
     assumptions=[
         "r equations in r + 1 unknowns have a solution other than 0",
         "singular value decomposition",
+        "the matrices of rank r form a set of dimension r (m + n - r)",
     ],
     source="Eckart and Young 1936, Mirsky 1960; the comparison is this project's",
 )
@@ -190,9 +192,9 @@ def heal_rank() -> list[Evidence]:
     terms.show(
         "each term: sigma_i^2 c_i^2 >= sigma_{r+1}^2 c_i^2", sigma_i**2 * weight >= last**2 * weight, *top
     )
-    terms.show(
-        "so |(E - X) v|^2 >= sigma_{r+1}^2", missed >= last**2, missed >= last**2 * weight, sp.Eq(weight, 1)
-    )
+    rest = sp.Symbol("c2_rest", nonnegative=True)
+    whole = missed >= sigma_i**2 * weight + last**2 * rest
+    terms.show("so |(E - X) v|^2 >= sigma_{r+1}^2", missed >= last**2, whole, *top, sp.Eq(weight + rest, 1))
     terms.show(
         "truncation: the terms left are at most sigma_{r+1}^2 c_i^2",
         sigma_i**2 * weight <= last**2 * weight,

@@ -28,12 +28,13 @@ m, s2 = sp.Symbol("m", positive=True), sp.Symbol("s2", positive=True)
     "upper side is attained by a single token. Post-LN has E|x|^2 = 3 d/2 before the norm after the MLP, at "
     "every depth. Hence the mean of 1/s_L^2, the square of the final norm's sigma, is at least 1/(1 + 3 "
     "L/2) for Pre-LN, and wherever s_L^2 reaches a share 1 - delta of its mean, sigma^2 <= 1/((1 - delta)(1 "
-    "+ L/2)(1 - 1/d)): the bound on dL/dx_L falls like 1/sqrt(L). Post-LN's last norm has E s^2 = 3/2 - 1/(2 "
-    "d) whatever L.",
+    "+ L/2)(1 - 1/d)): there the bound on dL/dx_L falls like 1/sqrt(L). Post-LN's last norm has E s^2 = 3/2 "
+    "- 1/(2 d) whatever L.",
     assumptions=[
         "at initialisation, expectation over independent weights of mean 0, variance 1/d, symmetric",
         "W_Q = 0 (uniform attention); feed-forward width d; norms without gain",
         "E|x_0|^2 = d with independent entries of mean 0 and variance 1",
+        "d >= 3, and almost surely no norm's input is constant (weights and x_0 with densities)",
     ],
     uses=["LN-SPEC", "LN-NORM-D3"],
     source="Xiong et al. 2020, Lemma 2 and Theorem 1; the single-token case and the constants are this "

@@ -77,8 +77,8 @@ def rms_eps() -> list[Evidence]:
     statement="Append c = sqrt(d eps) to x. The vector (x, c) has length sqrt(d) s, and RMSNorm(x) is the "
     "first d entries of sqrt(d) (x, c)/|(x, c)|: exact normalisation onto the sphere of radius sqrt(d) in "
     "R^(d+1), projected back. Its Jacobian is that block of the sphere map's, (I - z z^T)/s with z = (x, "
-    "c)/(sqrt(d) s), and RMS-SPEC follows: 1/s on what is orthogonal to x, eps/s^3 along x. The image is "
-    "the open ball: |RMSNorm(x)|^2 = d (1 - eps/s^2).",
+    "c)/(sqrt(d) s), and RMS-SPEC follows: 1/s on what is orthogonal to x, eps/s^3 along x. |RMSNorm(x)|^2 "
+    "= d (1 - eps/s^2), and for eps > 0 the image is the whole open ball |y|^2 < d.",
     assumptions=["s > 0", "every d >= 1"],
     uses=["RMS-JAC"],
 )
@@ -114,6 +114,13 @@ def rms_sphere() -> list[Evidence]:
     proof.equal("along x", (x[i] - z(i) * dot(z, along_x)) / s, x[i] * eps / s**3, facts)
     norm_square = dot(lambda k: x[k] / s, lambda k: x[k] / s)
     proof.equal("|RMSNorm(x)|^2", norm_square, d * (1 - eps / s**2), facts)
+    share = sp.Symbol(
+        "q", nonnegative=True
+    )  # |y|^2/d < 1: x = y sqrt(eps)/sqrt(1 - q) has ms = q eps/(1 - q)
+    proof.equal(
+        "every y of the open ball is reached: s^2", share * eps / (1 - share) + eps, eps / (1 - share)
+    )
+    proof.equal("so x/s = y", (sp.sqrt(eps) / sp.sqrt(1 - share)) ** 2 / (eps / (1 - share)), sp.S.One)
     proof.reject(
         "c = sqrt(eps) gives the length",
         inner(x, x) + c**2,

@@ -102,7 +102,8 @@ def prn_first_order() -> list[Evidence]:
     proof.reject("no remainder", quadratic.subs(t, 1), -inner(grad, F), mutation="term dropped")
     remainder = Smt("phi'(t) = slope + deviation, |deviation| <= beta t |F|^2; change = slope + integral", [])
     deviation = sp.Symbol("integral", real=True)
-    known = [sp.Eq(change, slope + deviation), sp.Abs(deviation) <= beta * size**2 / 2]
+    # |deviation| <= integral of |phi'(tau) - phi'(0)| <= integral of beta tau |F|^2.
+    known = [sp.Eq(change, slope + deviation), sp.Abs(deviation) <= bound]
     remainder.show("|change - slope| <= (beta/2)|F|^2", sp.Abs(change - slope) <= beta * size**2 / 2, *known)
     remainder.reject(
         "(beta/4)|F|^2", sp.Abs(change - slope) <= beta * size**2 / 4, *known, mutation="bound tightened"
@@ -121,9 +122,9 @@ m_ = sp.Symbol("m", integer=True, positive=True)
     "PRN-BOUND",
     title="How far dropping a block can move the last hidden state",
     statement="Dropping block k changes x_L by at most |F_k(x_k)| prod_{j>k} Lip_j, Lip_j a Lipschitz "
-    "constant of block j on a set that holds both trajectories; x -> Lip_j x attains it. On a convex set "
-    "Lip_j <= 1 + Lip(branch_j) sup sigma(G_j). (Dot-product attention has no Lipschitz constant on all of "
-    "R^d: the set matters.)",
+    "constant of block j on a set that holds both trajectories; x -> Lip_j x attains it. For a block x + "
+    "F(N(x)), on a convex set, Lip_j <= 1 + Lip(F) sup sigma(G_j). (Dot-product attention has no Lipschitz "
+    "constant on all of R^d: the set matters.)",
     assumptions=["|B_j(x) - B_j(y)| <= Lip_j |x - y| on that set"],
     uses=["PRN-TELESCOPE"],
     source="own; attention: Kim, Papamakarios and Mnih 2021",

@@ -168,8 +168,12 @@ def rms_gain() -> list[Evidence]:
     statement="With D_i = gamma_i^2, u = xc/|xc|, t = eps/s^2, kappa = 1 - t^2, z = Gamma u, g = Gamma 1 "
     "and h_ab = sum_i a_i b_i/(D_i - lambda): (s sigma(G))^2 is the largest root of prod_i (D_i - lambda) "
     "[(1 - kappa h_zz)(1 - h_gg/d) - kappa h_zg^2/d]. It lies between D_(3) and D_(1) for d >= 3; above "
-    "D_(1) the bracket is 1 or more. For d = 2 it is t^2 (D_1 + D_2)/2, for d = 1 it is 0.",
-    assumptions=["s > 0", "x not constant (else kappa = 0 and the z terms are absent)", DEFINITIONS],
+    "D_(1) the bracket is 1 or more. For d = 2 it is t^2 (D_1 + D_2)/2.",
+    assumptions=[
+        "s > 0",
+        "x not constant, so d >= 2 (for constant x G = Gamma C/s: kappa = 0, the z terms are absent)",
+        DEFINITIONS,
+    ],
     uses=["LN-SPEC", "LN-GAIN-BOUND"],
     source="own; rank-one secular equations: Golub 1973",
 )

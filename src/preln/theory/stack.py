@@ -166,10 +166,10 @@ def stk_lower_raw() -> list[Evidence]:
     "STK-TAIL",
     title="How near the identity the blocks above l are",
     statement="|prod_{k>l} (I + A_k G_k) - I| <= prod_{k>l} (1 + a_k g_k) - 1 <= exp(sum_{k>l} a_k g_k) - "
-    "1, and A_k G_k = a_k g_k I attains the first. So dL/dx_l differs from dL/dx_L by at most that share of "
-    "|dL/dx_L|. It says nothing about a block by itself: the bound is 0 at l = L - 1 for every model, since "
-    "no factor is left, and small only where the remaining a_k g_k add up to little. Near the identity "
-    "means unchanged, not attenuated.",
+    "1, and A_k G_k = a_k g_k I attains the first. So dL/dx_{l+1} differs from dL/dx_L by at most that "
+    "share of |dL/dx_L|. It says nothing about a block by itself: the bound is 0 at l = L - 1 for every "
+    "model, since no factor is left, and small only where the remaining a_k g_k add up to little. Near the "
+    "identity means unchanged, not attenuated.",
     assumptions=["operator norm axioms", "a_k = sigma(A_k), g_k = max over tokens of sigma(G_k)"],
     uses=["STK-UPPER"],
     source=PAPER + ', "as l approaches L the product nears the identity"',

@@ -29,10 +29,11 @@ l1, l2 = sp.symbols("l1 l2", real=True)
     "VAR-ONE-PLUS",
     title="A gain stored as 1 + w",
     statement="Gemma's RMSNorm and LayerNorm1P multiply by 1 + w_i: G = diag(1 + w) B, so every theorem "
-    "with a gain holds with gamma = 1 + w. w = 0 gives sigma = 1/s, and the derivative of the output by w_i "
-    "is the one by gamma_i. Read as a gain, w itself gives 0 there: bounds and magnitudes must use 1 + w.",
+    "with a gain holds with gamma = 1 + w. w = 0 gives sigma = 1/s (d >= 2 for RMSNorm, d >= 3 for "
+    "LayerNorm), and the derivative of the output by w_i is the one by gamma_i. Read as a gain, w itself "
+    "gives 0 there: bounds and magnitudes must use 1 + w.",
     assumptions=["s > 0"],
-    uses=["RMS-JAC", "LN-JAC", "RMS-GAIN-BOUND", "LN-GAIN-BOUND"],
+    uses=["RMS-JAC", "LN-JAC", "RMS-NORM", "LN-NORM-D3", "RMS-GAIN-BOUND", "LN-GAIN-BOUND"],
 )
 def var_one_plus() -> list[Evidence]:
     """Differentiate both layers with the stored weight."""
@@ -54,8 +55,9 @@ def var_one_plus() -> list[Evidence]:
     title="A norm on every head by itself (QK-norm)",
     statement="A norm applied to each of H slices of h entries has a block-diagonal Jacobian, each block "
     "the plain one with d = h and the slice's own s. So sigma is the largest of the heads' sigmas: with h "
-    ">= 2 and no gain 1/min_h s_h for RMSNorm, h >= 3 for LayerNorm. It is not the sigma of one norm over "
-    "all H h entries.",
+    ">= 2 and no gain 1/min_h s_h for RMSNorm, h >= 3 for LayerNorm. For RMSNorm without gain it is never "
+    "below the sigma of one norm over all H h entries, and equal to it exactly if all slices have one mean "
+    "square.",
     assumptions=["every slice has s > 0"],
     uses=["RMS-NORM", "LN-NORM-D3"],
 )
