@@ -9,25 +9,12 @@ import pandas as pd
 from preln.base.errors import InputError
 from preln.report.load import Run
 from preln.report.style import INK, PALETTE, PAPER, house_style, new_figure, settle
+from preln.theory.mutation import MUTATIONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MUTATIONS = (
-    "eps dropped",
-    "eps moved",
-    "dimension off by one",
-    "gain dropped",
-    "centring dropped",
-    "term dropped",
-    "assumption dropped",
-    "bound loosened",
-    "bound tightened",
-    "inequality turned",
-    "other",
-)
-"""Order of the columns; a mutation that is not listed comes after these."""
 NONE = "none"
 FAMILIES = {"LN": "RMS", "SPD": "PRN"}
 """Claims whose IDs begin differently, though they belong together and alternate in the ledger."""
