@@ -74,9 +74,7 @@ def problems(ledger: Ledger, root: Path) -> list[str]:
     sections = [
         Section(page.name, id, text)
         for page in pages
-        for id, text in re.findall(
-            r"^## (\S+)\n(.*?)(?=^## |\Z)", page.read_text().replace("\\_", "_"), flags=re.M | re.S
-        )
+        for id, text in SECTION.findall(page.read_text().replace("\\_", "_"))
     ]
     theorems = {id: c for id, c in registry().items() if c.kind == "theorem"}
     found = [f"{id}: it has {n} sections, one is enough" for id, n in _repeated(sections)]

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 import sympy as sp
 
-LAYERS = ("rms_norm", "rms_norm_outside", "layer_norm")
-
 
 def output(layer: str, x: Sequence[sp.Expr], eps: sp.Expr) -> list[sp.Expr]:
     """Return the entries of the layer's output, without gain."""

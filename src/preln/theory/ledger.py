@@ -26,7 +26,7 @@ FAMILIES = {
     "Normalisation layers": (
         *("norms", "sigma", "placement", "gains", "secular", "comparison", "below_one", "variants"),
     ),
-    "One block": ("block", "sandwich"),
+    "One block": ("block", "post", "sandwich"),
     "Depth": ("stack", "chain", "monotone", "growth", "initialisation"),
     "Pruning and similarity": ("pruning", "head", "similarity", "angles"),
     "Healing": ("healing", "cost"),

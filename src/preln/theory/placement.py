@@ -114,9 +114,8 @@ def rms_sphere() -> list[Evidence]:
     proof.equal("along x", (x[i] - z(i) * dot(z, along_x)) / s, x[i] * eps / s**3, facts)
     norm_square = dot(lambda k: x[k] / s, lambda k: x[k] / s)
     proof.equal("|RMSNorm(x)|^2", norm_square, d * (1 - eps / s**2), facts)
-    share = sp.Symbol(
-        "q", nonnegative=True
-    )  # |y|^2/d < 1: x = y sqrt(eps)/sqrt(1 - q) has ms = q eps/(1 - q)
+    # y with |y|^2 = q d, q < 1, is the image of y sqrt(eps)/sqrt(1 - q), whose mean square is q eps/(1 - q).
+    share = sp.Symbol("q", nonnegative=True)
     proof.equal(
         "every y of the open ball is reached: s^2", share * eps / (1 - share) + eps, eps / (1 - share)
     )

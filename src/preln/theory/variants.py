@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sympy as sp
 
+from preln.theory.block import largest_part
 from preln.theory.claims import Evidence, claim
 from preln.theory.evidence import Smt, Symbolic
 from preln.theory.gains import gamma
@@ -21,8 +22,7 @@ from preln.theory.norms import (
 )
 
 weight, bias = vector("w"), vector("b")
-g1, g2, w1, w2 = sp.symbols("g1 g2 w1 w2", nonnegative=True)
-l1, l2 = sp.symbols("l1 l2", real=True)
+g1, g2 = sp.symbols("g1 g2", nonnegative=True)
 
 
 @claim(
@@ -62,27 +62,7 @@ def var_one_plus() -> list[Evidence]:
     uses=["RMS-NORM", "LN-NORM-D3"],
 )
 def var_heads() -> list[Evidence]:
-    """Lengths add up over slices; the largest factor wins and is attained."""
-    a, b = sp.symbols("a b", nonnegative=True)  # sigma of one slice, of the others together
-    out1, out2 = sp.symbols("out1 out2", nonnegative=True)  # squared lengths of the images
-    axioms = [out1 <= a**2 * l1**2, out2 <= b**2 * l2**2]
-    proof = Smt("induction over slices: one slice against the others, lengths squared", axioms)
-    size = l1**2 + l2**2
-    proof.show("|G v|^2 <= max(a, b)^2 |v|^2", out1 + out2 <= sp.Max(a, b) ** 2 * size)
-    proof.show(
-        "attained on the slice with the larger sigma",
-        sp.Eq(out1 + out2, sp.Max(a, b) ** 2 * size),
-        sp.Eq(l2, 0),
-        a >= b,
-        sp.Eq(out1, a**2 * l1**2),
-        out2 >= 0,
-    )
-    proof.reject(
-        "|G v|^2 <= min(a, b)^2 |v|^2", out1 + out2 <= sp.Min(a, b) ** 2 * size, mutation="bound tightened"
-    )
-    proof.reject(
-        "|G v|^2 <= (a^2 + b^2)/2 |v|^2", out1 + out2 <= (a**2 + b**2) / 2 * size, mutation="bound tightened"
-    )
+    """Slices are parts that the norm acts on by themselves; compare the largest with one norm over all."""
     m1, m2, s1, s2, whole = sp.symbols("m1 m2 s1 s2 s_all", nonnegative=True)
     slices = [sp.Eq(s1**2, m1 + eps), sp.Eq(s2**2, m2 + eps), sp.Eq(whole**2, (m1 + m2) / 2 + eps), eps > 0]
     pooled = Smt("two slices of mean squares m1, m2 against one norm over both", slices)
@@ -96,7 +76,7 @@ def var_heads() -> list[Evidence]:
     pooled.reject(
         "max(1/s1, 1/s2) <= 1/s_all", sp.Max(1 / s1, 1 / s2) <= 1 / whole, mutation="inequality turned"
     )
-    return [proof.evidence(), pooled.evidence()]
+    return [largest_part("slice").evidence(), pooled.evidence()]
 
 
 @claim(
