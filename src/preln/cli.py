@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +39,13 @@ def _tokens(
 def _model(arguments: argparse.Namespace) -> Any:
     from preln.models import load_model
 
-    return load_model(arguments.model, device=arguments.device, dtype=arguments.dtype, seed=arguments.seed)
+    return load_model(
+        arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        attn_implementation=getattr(arguments, "attention", None),
+        seed=arguments.seed,
+    )
 
 
 def _free(out: str | None) -> str | None:
@@ -86,20 +93,27 @@ def _gate(arguments: argparse.Namespace) -> Outcome:
 
 def probe(arguments: argparse.Namespace) -> Outcome:
     """Measure a model."""
-    from preln.probe import probe_tables, write_probe
+    from preln.probe import answers, describe, probe_tables, write_probe
 
     _free(arguments.out)
     model, tokenizer = _model(arguments)
-    measures = arguments.measures.split(",") if arguments.measures else None
-    result = probe_tables(model, _tokens(arguments, tokenizer), measures=measures, seed=arguments.seed)
+    resume = Path(f"{os.fspath(arguments.out).rstrip('/')}.resume") if arguments.out else None
+    result = probe_tables(
+        model,
+        _tokens(arguments, tokenizer),
+        measures=arguments.measures.split(",") if arguments.measures else None,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        jacobian_sequences=arguments.jacobian_sequences,
+        resume=resume,
+    )
     if arguments.out:
         write_probe(result, arguments.out)
-    means = result.layers[(result.layers["statistic"] == "mean") & (result.layers["site"] == "block")]
-    print(means.pivot(index="layer", columns="measure", values="value").to_string(float_format="%.4g"))
-    for note in result.manifest["notes"]:
-        print(note)
+        shutil.rmtree(str(resume), ignore_errors=True)
+    print(describe(result.layers, result.manifest["notes"]))
     keys = ("placement", "loss", "dtype", "attn_implementation", "num_blocks")
-    return {"out": arguments.out, **{key: result.manifest[key] for key in keys}}, DONE
+    said = {"answers": answers(result.layers)} | {key: result.manifest[key] for key in keys}
+    return {"out": arguments.out, **said}, DONE
 
 
 def score(arguments: argparse.Namespace) -> Outcome:

@@ -60,7 +60,7 @@ def _add(verbs: Any, version: str, name: str, text: str, *, model: bool = True) 
     parser.add_argument("--version", action="version", version=f"preln {version}")
     if model:
         parser.add_argument("model", metavar="MODEL", help=_MODEL)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, auto (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=_DTYPES, help="default: %(default)s")
     parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
     parser.add_argument("--out", metavar="DIR", help="folder to write to")
@@ -94,7 +94,21 @@ def build_parser(version: str) -> Parser:
 
     probe = _add(verbs, version, "probe", "measure gradient flow through a model")
     _with_data(probe)
-    probe.add_argument("--measures", help="comma-separated names (default: all that the model allows)")
+    probe.add_argument(
+        "--measures",
+        help="comma-separated names of measures or of groups: stream, updates, gradients, norms, jacobians, "
+        "lens, all (default: the first four groups, as far as the model allows)",
+    )
+    probe.add_argument("--batch-size", type=count, default=4, help="windows in a pass (default: %(default)s)")
+    probe.add_argument(
+        "--jacobian-sequences",
+        type=count,
+        default=2,
+        help="windows that Jacobian norms are taken on (default: %(default)s)",
+    )
+    probe.add_argument(
+        "--attention", metavar="NAME", help="attention implementation, such as eager (default: the model's)"
+    )
 
     score = _add(verbs, version, "score", "importance of every block under each metric")
     _with_data(score)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import preln.heal.checkpoint as checkpoint_module
+import preln.base.checkpoints as checkpoint_module
 from preln.base.errors import InputError
 from preln.heal import train
 from preln.models import tiny_model

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from preln.base.errors import InputError
 from preln.models import tiny_model
-from preln.probe import MEASURES, probe, probe_tables
+from preln.probe import probe, probe_tables
+from preln.probe.measures import DEFAULT, GROUPS
 
 pytestmark = pytest.mark.integration
 
@@ -25,16 +27,37 @@ def test_every_measure_equals_its_definition(architecture, definitions):
     run = definitions.Run(model, ids, architecture)
     result = probe_tables(model, ids, batch_size=1)
     found, expected = keyed(result.layers), definitions.expected(run)
-    assert {k for k in found if k[0] != "norm_sigma_bound"} == set(expected)
+    assert {k for k in found if k[0] not in ("norm_sigma_bound", "norm_sigma_tightness")} == set(expected)
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, rel=2e-4, abs=1e-6), key
     assert result.manifest["loss"] == pytest.approx(run.loss, rel=1e-5)
-    assert set(result.layers["measure"]) == set(MEASURES)
+    assert set(result.layers["measure"]) == {name for group in DEFAULT for name in GROUPS[group]}
     pairs = result.pairs.set_index(["start", "size"])
     for key, (everywhere, last) in definitions.expected_pairs(run).items():
         assert pairs.loc[key, "angular_distance"] == pytest.approx(everywhere, abs=1e-6)
         assert pairs.loc[key, "angular_distance_last_token"] == pytest.approx(last, abs=1e-6)
     assert len(pairs) == 3 * 4 // 2
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3"])
+def test_the_lens_is_the_model_without_its_last_blocks(architecture, definitions):
+    model, ids = tiny_model(architecture, blocks=3), batch(2, 6)
+    found = keyed(probe(model, ids, measures=["lens"], batch_size=1))
+    expected = definitions.expected_lens(definitions.Run(model, ids, architecture))
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-9), key
+    assert found["lens_agreement", 3, "block", "mean"] == 1.0
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_neox"])
+def test_measures_taken_together_are_those_taken_apart(architecture):
+    model, ids = tiny_model(architecture, blocks=2), batch(4, 6)
+    together = probe(model, ids, measures=[*DEFAULT, "lens"], batch_size=1)
+    for group in (*DEFAULT, "lens"):
+        alone = probe(model, ids, measures=[group], batch_size=1)
+        rows = together[together["measure"].isin(set(alone["measure"]))].reset_index(drop=True)
+        pd.testing.assert_frame_equal(alone, rows)
 
 
 def test_negative_control_the_state_after_the_final_norm_is_another(definitions):
@@ -156,7 +179,8 @@ def test_pre_ln_measures_are_refused_elsewhere_and_left_out_by_default():
     table = probe(model, ids)
     assert "norm_sigma" not in set(table["measure"]) and "grad_hidden" in set(table["measure"])
     assert any("norm_sigma" in note for note in table.attrs["notes"])
-    assert set(table["site"]) == {"block"}
+    streams = table[~table["measure"].str.startswith("grad_param")]
+    assert set(streams["site"]) == {"block"}
 
 
 @pytest.mark.parametrize(

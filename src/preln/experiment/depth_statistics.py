@@ -47,7 +47,7 @@ def hidden_attenuation(lab: Lab) -> Measured:
 def _param_attenuation(lab: Lab, drop_last: int) -> Measured:
     path = lab.path("probe", "resamples.parquet")
     table = pd.read_parquet(lab.path("probe", "layers.parquet"))
-    values = table.query("measure == 'grad_param'").sort_values("layer")
+    values = table.query("measure == 'grad_param' and site == 'block'").sort_values("layer")
     if values.empty or not path.is_file():
         raise MissingData("the probe did not take grad_param")
     draws = pd.read_parquet(path).pivot(index="draw", columns="layer", values="value").to_numpy()

@@ -5,9 +5,9 @@ The package is also the verb: ``preln.heal(model, tokens, recipe="partial-3")``.
 
 from __future__ import annotations
 
+from preln.base.checkpoints import Checkpoints
 from preln.base.rooms import callable_room
 from preln.heal.api import HealResult, apply_trained, heal, heal_model, train
-from preln.heal.checkpoint import Checkpoints
 from preln.heal.examples import Examples, as_examples
 from preln.heal.layout import trainable_parameters, trainable_shapes
 from preln.heal.recipes import Adapter, Recipe, get_recipe, recipe_names, register

@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from preln.base.checkpoints import Checkpoints
 from preln.base.errors import InputError
 from preln.base.provenance import provenance
-from preln.heal.checkpoint import Checkpoints
 from preln.heal.examples import Examples, as_examples
 from preln.heal.loop import Fit, fit
 from preln.heal.prepare import Prepared, finish, prepare

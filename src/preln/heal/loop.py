@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from preln.base.checkpoints import Checkpoints
 from preln.base.errors import InputError
 from preln.base.progress import track
-from preln.heal.checkpoint import Checkpoints, Progress, optimizer_tensors, restore_optimizer
+from preln.heal.checkpoint import Progress, optimizer_tensors, restore_optimizer
 from preln.heal.examples import IGNORED, Examples, batch_rows, mixed_seed
 from preln.heal.prepare import Prepared
 from preln.heal.settings import TrainingSettings
@@ -111,7 +112,8 @@ def fit(
     if stored is None:
         validate(0.0)
     else:
-        progress, tensors = stored
+        former, tensors = stored
+        progress = Progress(**former)
         prepared.load(tensors["trained"])
         restore_optimizer(optimizer, prepared.parameters, tensors["optimizer"])
         best = tensors.get("best")
@@ -153,7 +155,8 @@ def fit(
         due = settings.checkpoint_every and progress.step % settings.checkpoint_every == 0
         if checkpoints is not None and due and not last:
             moments = optimizer_tensors(optimizer, prepared.parameters)
-            checkpoints.save(progress, prepared.tensors(), moments, best)
+            groups = {"trained": prepared.tensors(), "optimizer": moments}
+            checkpoints.save(progress.step, vars(progress), groups | ({} if best is None else {"best": best}))
 
     selected = progress.step
     if best is not None and progress.best_step is not None:

@@ -29,10 +29,12 @@ def check_device(device: str) -> str:
     """
     import torch
 
+    if device == "auto":
+        return device
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
-        raise InputError(f"--device {device}: not a device: use cpu, cuda or cuda:0") from error
+        raise InputError(f"--device {device}: not a device: use cpu, cuda, cuda:0 or auto") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device {device}: no CUDA device on this machine: use cpu")
     return device
@@ -133,7 +135,7 @@ def load_model(
     Args:
         spec: ``smollm2-135m``, a checkpoint folder, a ``.gguf`` file, a hub id, or ``tiny:llama`` and its
             like (``tiny:llama:8`` for eight blocks).
-        device: Where the model goes.
+        device: Where the model goes; ``auto`` spreads a checkpoint over all devices (accelerate).
         dtype: ``float32``, ``float64``, ``bfloat16``, ``float16``, or ``auto`` for the checkpoint's own.
         attn_implementation: ``eager``, ``sdpa``, …; None for transformers' choice.
         seed: For the weights of ``tiny:`` models.
@@ -151,10 +153,12 @@ def load_model(
         tokenizer = tiny_tokenizer()
         model = model if dtype == "auto" else model.to(getattr(_torch(), dtype))
     else:
-        model, tokenizer = _from_pretrained(_locate(spec), spec, dtype, attn_implementation)
+        keywords = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        spread = {"device_map": "auto"} if device == "auto" else {}
+        model, tokenizer = _from_pretrained(_locate(spec), spec, dtype, keywords | spread)
     check_finite(model, spec)
     placed: Any = model
-    return placed.to(device).eval(), tokenizer
+    return (placed if device == "auto" else placed.to(device)).eval(), tokenizer
 
 
 def _torch() -> Any:
@@ -164,13 +168,12 @@ def _torch() -> Any:
 
 
 def _from_pretrained(
-    location: str, spec: str, dtype: str, attn_implementation: str | None
+    location: str, spec: str, dtype: str, keywords: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load with transformers, and turn what it says into one line."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    keywords = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -201,11 +201,12 @@ def wide(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Change:
-    """Token by token (``[b, t]``): |x|, |y| and |y - x| in float32 or wider."""
+    """Token by token (``[b, t]``): |x|, |y|, |y - x| and <x, y - x> in float32 or wider."""
 
     before: Tensor
     after: Tensor
     update: Tensor
+    product: Tensor
 
     @property
     def gap(self) -> Tensor:
@@ -223,10 +224,15 @@ class Change:
 
 
 def change(x: Float[Tensor, "b t d"], y: Float[Tensor, "b t d"], before: Tensor | None = None) -> Change:
-    """Lengths of x, y and y - x over the last axis; ``before`` is |x| where it is already known."""
+    """The lengths of x, y and y - x over the last axis; ``before`` is |x| where it is already known."""
     x, y = wide(x), wide(y)
-    length = torch.linalg.vector_norm
-    return Change(length(x, dim=-1) if before is None else before, length(y, dim=-1), length(y - x, dim=-1))
+    update, length = y - x, torch.linalg.vector_norm
+    return Change(
+        before=length(x, dim=-1) if before is None else before,
+        after=length(y, dim=-1),
+        update=length(update, dim=-1),
+        product=torch.linalg.vecdot(x, update),
+    )
 
 
 def global_gap(xx: Any, yy: Any, ff: Any) -> Any:

@@ -7,7 +7,18 @@ from preln.probe.measure import ProbeResult, probe, probe_tables
 from preln.probe.measures import MEASURES
 from preln.probe.norms import NormLaw, recognise
 from preln.probe.store import write_probe
+from preln.probe.summary import answers, describe
 
-__all__ = ["MEASURES", "NormLaw", "ProbeResult", "probe", "probe_tables", "recognise", "write_probe"]
+__all__ = [
+    "MEASURES",
+    "NormLaw",
+    "ProbeResult",
+    "answers",
+    "describe",
+    "probe",
+    "probe_tables",
+    "recognise",
+    "write_probe",
+]
 
 callable_room(__name__)

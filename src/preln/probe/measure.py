@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from preln.base.checkpoints import Checkpoints
 from preln.base.errors import InputError
 from preln.base.progress import track
 from preln.base.provenance import provenance
 from preln.data import fingerprint
 from preln.models import anatomy
-from preln.models.residual import as_tokens, forward_losses, undisturbed
-from preln.probe.collect import Collector
-from preln.probe.gradients import MIN_BATCHES, GradientSums
-from preln.probe.measures import GRADIENT, PARAMETER, choose
-from preln.probe.pairs import PairSums
-from preln.probe.sums import COLUMNS, Sums
+from preln.models.residual import as_tokens, undisturbed
+from preln.probe.gradients import MIN_UNITS, Squares
+from preln.probe.measures import JACOBIAN, choose
+from preln.probe.passes import Passes
+from preln.probe.plan import Plan
+from preln.probe.sums import COLUMNS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,13 @@ class ProbeResult:
     """What a probe found.
 
     Attributes:
-        layers: measure, layer, site, statistic, value, low, high, n. n counts the units that the 95 %
-            bootstrap interval resamples: sequences, or sequence batches for ``grad_param``.
-        pairs: start, size, angular_distance, angular_distance_last_token (angles over pi); None if left out.
+        layers: measure, layer, site, statistic, value, low, high, n, dtype, attn_implementation. n counts
+            the units that the 95 % bootstrap interval resamples: sequences, or for the parameters' gradients
+            sequence batches (runs of them where there are more than 64).
+        pairs: start, size, angular_distance, angular_distance_last_token (angles over pi) with intervals;
+            None if left out.
         sequences: measure, layer, site, statistic, sequence, value: each number from one sequence alone.
-        resamples: measure, layer, draw, value: ``grad_param`` in every bootstrap sample of sequence batches,
+        resamples: measure, layer, draw, value: ``grad_param`` of every block in every bootstrap sample,
             the same samples for all blocks; None where it was not taken or could not be resampled.
         manifest: Provenance, dtype, attention implementation, placement, token fingerprint, notes.
     """
@@ -50,6 +55,39 @@ class ProbeResult:
     sequences: pd.DataFrame
     manifest: dict[str, Any]
     resamples: pd.DataFrame | None = None
+
+
+def _run(plan: Plan, resume: str | os.PathLike[str] | None) -> tuple[Passes, Squares]:
+    """All passes, but those that a former run stored in ``resume``, and the parameters' gradients."""
+    tokens = plan.tokens
+    parts = list(tokens.batches(plan.batch_size, _device(plan)))
+    passes = Passes(
+        plan.model,
+        plan.found,
+        plan.wanted,
+        pairs=plan.pairs,
+        batches=len(parts),
+        total=int(tokens.targets.sum()),
+        intervals=plan.bootstrap > 0 and len(parts) >= MIN_UNITS,
+        seed=plan.seed,
+    )
+    checkpoints, started = None, time.monotonic()
+    with passes.attached():
+        if resume is not None and Path(resume).is_dir():
+            checkpoints = Checkpoints(resume, plan.identity())
+            stored = checkpoints.latest()
+            if stored is not None:
+                passes.restore(stored)
+        left = parts[passes.done :]
+        for part in track(left, label="probe", total=len(left)):
+            passes.take(part)
+            due = time.monotonic() - started > CHECKPOINT_SECONDS
+            if resume is not None and due and passes.done < len(parts):
+                checkpoints = checkpoints or Checkpoints(resume, plan.identity())
+                passes.save(checkpoints)
+                started = time.monotonic()
+        # before the gradients go with the context
+        return passes, passes.gradients.squares(draws=plan.bootstrap, seed=plan.seed)
 
 
 def probe_tables(
@@ -62,13 +100,15 @@ def probe_tables(
     seed: int = 0,
     bootstrap: int = 1000,
     pairs: bool = True,
+    jacobian_sequences: int = 2,
+    resume: str | os.PathLike[str] | None = None,
 ) -> ProbeResult:
     """Measure a model on tokens: per-layer table, angular distances, per-sequence values, manifest.
 
     x[l] is the input of block l and x[L] the last block's output before the final norm; layer l of a row is
-    the block, or the index of the state for ``residual_rms`` and ``grad_hidden``. L is the mean next-token
-    loss in nats over all targets. Tokens that the mask hides are in no mean. ``mean_without_first_token``
-    leaves out each sequence's first real token, which often carries most of the norm.
+    the block, or the index of the state where a measure is one of states. L is the mean next-token loss in
+    nats over all targets. Tokens that the mask hides are in no mean. ``mean_without_first_token`` leaves
+    out each sequence's first real token, which often carries most of the norm.
 
     The model is left as it was: modes, ``requires_grad``, ``.grad``, hooks.
 
@@ -76,78 +116,67 @@ def probe_tables(
         model: A causal model.
         batch: Token ids.
         attention_mask: 1 for real tokens; None if all are.
-        measures: Names from :data:`preln.probe.MEASURES`; None takes all that the model allows.
-        batch_size: Sequences in one pass; the numbers do not depend on it, but the interval of
-            ``grad_param`` resamples sequence batches, and there is none with fewer than four.
+        measures: Names from :data:`preln.probe.MEASURES`, of its groups (stream, updates, gradients, norms,
+            jacobians, lens), or ``all``; None takes the first four groups as far as the model allows.
+        batch_size: Sequences in one pass; the numbers do not depend on it, but the intervals of the
+            parameters' gradients resample sequence batches, and there are none with fewer than four.
         seed: Fixes the bootstrap.
         bootstrap: Number of bootstrap samples; 0 leaves intervals out.
         pairs: Whether to take the angular distances of all pairs of states.
+        jacobian_sequences: How many of the sequences, from the first, the Jacobian norms are taken on.
+        resume: Folder for checkpoints while the passes last, written once a minute; the same call goes on
+            from them after a kill, to the same numbers. The caller removes it.
 
     Raises:
-        InputError: Bad tokens, unknown measures, Pre-LN measures asked of another placement, values that are
-            not finite (naming block and site), a norm that no formula reproduces.
+        InputError: Bad tokens, unknown measures, measures that the model does not allow, values that are
+            not finite (naming block and site), a norm that no formula reproduces, checkpoints of another run.
     """
     tokens = as_tokens(batch, attention_mask)
+    if jacobian_sequences < 1:
+        raise InputError(f"jacobian_sequences {jacobian_sequences}: use at least 1")
     with undisturbed(model):
         found = anatomy(model)
     wanted, notes = choose(measures, found)
-    gradients = bool(wanted & {*GRADIENT, *PARAMETER})
-    sums = Sums()
-    collector = Collector(
-        found,
-        wanted,
-        sums,
-        PairSums(found.num_blocks) if pairs else None,
-        width=model.config.get_text_config().hidden_size,
-    )
-    passes = list(tokens.batches(batch_size, next(found.embedding.parameters()).device))
-    blocks = found.blocks if wanted & set(PARAMETER) else []
-    gradient_sums = GradientSums(blocks, sketch=bool(bootstrap) and len(passes) >= MIN_BATCHES, seed=seed)
-    trained = [p for group in gradient_sums.groups for p in group]
-    # gradients are taken of sum/total, the loss itself, so that half precision keeps its range
-    total = int(tokens.targets.sum())
-    losses: list[Tensor] = []
-    with undisturbed(model, trained), ExitStack() as stack:
-        stack.enter_context(torch.enable_grad() if gradients else torch.no_grad())
-        stack.enter_context(collector.attached(gradients=gradients))
-        for part in track(passes, label="probe", total=len(passes)):
-            collector.start(part, float(total))
-            summed = forward_losses(model, part)
-            if not bool(torch.isfinite(summed).all()):
-                raise InputError("head: the loss is not finite: check the weights, or use a wider --dtype")
-            losses.append(summed.detach().sum(1).cpu())
-            if gradients:
-                (summed.sum() / total).backward(inputs=[collector.leaf, *trained])
-                gradient_sums.after_batch(int(part.targets.sum()))
-            collector.finish()
-        extra = gradient_sums.rows(1.0, draws=bootstrap, seed=seed)
-    layers = pd.concat(
-        [f for f in (sums.table(draws=bootstrap, seed=seed), pd.DataFrame(extra, columns=COLUMNS)) if len(f)],
-        ignore_index=True,
-    ).sort_values(["measure", "site", "statistic", "layer"], ignore_index=True)
+    plan = Plan(model, found, tokens, wanted, notes, batch_size, seed, bootstrap, pairs, jacobian_sequences)
+    passes, squares = _run(plan, resume)
+    frames = [passes.sums.table(draws=bootstrap, seed=seed), squares.table(wanted)]
+    layers = _labelled(frames, plan.dtype, plan.attention)
+    sequences = passes.sums.sequences()
+    if wanted & set(JACOBIAN):
+        from preln.probe.jacobians import jacobian_tables
+
+        few = next(tokens.batches(min(jacobian_sequences, len(batch)), _device(plan)))
+        norms, values = jacobian_tables(model, found, few, wanted, seed=seed, draws=bootstrap)
+        wide = "float64" if plan.dtype == "float64" else "float32"
+        layers = pd.concat([layers, _labelled([norms], wide, _twice_differentiable(plan.attention))])
+        sequences = pd.concat([sequences, values], ignore_index=True)
+    layers = layers.sort_values(["measure", "site", "statistic", "layer"], ignore_index=True)
     manifest = provenance(
         model=_name(model),
         num_blocks=found.num_blocks,
         placement=found.placement,
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        attn_implementation=str(getattr(model.config, "_attn_implementation", None)),
-        device=str(next(found.embedding.parameters()).device),
+        dtype=plan.dtype,
+        attn_implementation=plan.attention,
+        device=str(_device(plan)),
         tokens={
             "fingerprint": fingerprint(batch),
             "sequences": batch.shape[0],
             "real": int(tokens.real.sum()),
-            "targets": total,
+            "targets": passes.total,
         },
-        loss=float(torch.cat(losses).double().sum() / total),
+        loss=float(passes.losses.sum() / passes.total),
         seed=seed,
         bootstrap=bootstrap,
         batch_size=batch_size,
+        jacobian_sequences=min(jacobian_sequences, len(batch)) if wanted & set(JACOBIAN) else 0,
         notes=notes,
     )
     for key in ("dtype", "attn_implementation", "placement", "notes", "loss"):
         layers.attrs[key] = manifest[key]
-    found_pairs = collector.pairs.table() if collector.pairs is not None else None
-    return ProbeResult(layers, found_pairs, sums.sequences(), manifest, _resamples(gradient_sums.resampled))
+    found_pairs = None
+    if passes.pairs is not None:
+        found_pairs = _labelled([passes.pairs.table(draws=bootstrap, seed=seed)], plan.dtype, plan.attention)
+    return ProbeResult(layers, found_pairs, sequences, manifest, _resamples(squares))
 
 
 def probe(
@@ -159,6 +188,7 @@ def probe(
     batch_size: int = 4,
     seed: int = 0,
     bootstrap: int = 1000,
+    jacobian_sequences: int = 2,
 ) -> pd.DataFrame:
     """The per-layer table of :func:`probe_tables`; ``attrs`` hold dtype, attention, placement, notes."""
     result = probe_tables(
@@ -170,8 +200,25 @@ def probe(
         seed=seed,
         bootstrap=bootstrap,
         pairs=False,
+        jacobian_sequences=jacobian_sequences,
     )
     return result.layers
+
+
+def _device(plan: Plan) -> torch.device:
+    return next(plan.found.embedding.parameters()).device
+
+
+def _labelled(frames: list[pd.DataFrame], dtype: str, attention: str) -> pd.DataFrame:
+    """The non-empty tables one below the other, every row with its dtype and attention implementation."""
+    kept = [frame for frame in frames if len(frame)]
+    whole = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=COLUMNS)
+    return whole.assign(dtype=dtype, attn_implementation=attention)
+
+
+def _twice_differentiable(attention: str) -> str:
+    """What the Jacobian products run: the fused kernels behind ``sdpa`` have no second derivative."""
+    return "sdpa_math" if attention == "sdpa" else attention
 
 
 def _name(model: PreTrainedModel) -> str:
@@ -180,10 +227,12 @@ def _name(model: PreTrainedModel) -> str:
     return Path(name).name if Path(name).exists() or name.startswith("/") else name
 
 
-def _resamples(values: npt.NDArray[np.float64]) -> pd.DataFrame | None:
-    """The bootstrap samples of ``grad_param``, ``[L, draws]``, as a tidy table."""
-    if not values.size:
+def _resamples(squares: Squares) -> pd.DataFrame | None:
+    """The bootstrap samples of every block's ``grad_param`` as a tidy table."""
+    blocks = sorted(layer for layer, site in squares.sites if site == "block")
+    if not squares.resampled.size or not blocks:
         return None
+    values = np.stack([squares.samples(layer) for layer in blocks])
     layers, draws = np.indices(values.shape)
     columns = {"layer": layers.ravel(), "draw": draws.ravel(), "value": values.ravel()}
     return pd.DataFrame({"measure": "grad_param", **columns})

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from preln.models.residual import Tokens
+from preln.probe.sums import interval, multiplicities
 
 _CHUNK = 64  # tokens whose pairs are held at once: 64 (L+1)^2 float64 numbers
 
@@ -32,37 +36,55 @@ def pair_angles(states: Float[Tensor, "k t d"]) -> Float[Tensor, "t k k"]:
 
 
 class PairSums:
-    """Keeps the residual states of the present sequence batch only, and (L+1)^2 sums."""
+    """For every sequence, the angles of all pairs of its states, summed over tokens and at the last one.
+
+    Attributes:
+        rows: One tensor a sequence, ``[2, P]``, P the L (L+1)/2 pairs with start before end: the sum over
+            its real tokens, and the last token's angle.
+        tokens: Number of real tokens of every sequence.
+    """
 
     def __init__(self, num_blocks: int) -> None:
-        size = num_blocks + 1
-        self.states: list[Tensor] = []
-        self.all_tokens = torch.zeros(size, size, dtype=torch.float64)
-        self.last_token = torch.zeros(size, size, dtype=torch.float64)
-        self.tokens = 0
-        self.sequences = 0
+        self.start, self.end = torch.triu_indices(num_blocks + 1, num_blocks + 1, offset=1)
+        self.rows: list[Tensor] = []
+        self.tokens: list[int] = []
 
-    def flush(self, tokens: Tokens) -> None:
-        """Reduce the states of this sequence batch and let them go."""
-        states, self.states = self.states, []
+    def reduce(self, tokens: Tokens, states: Sequence[Float[Tensor, "b t d"]]) -> None:
+        """Reduce the states x[0] … x[L] of one sequence batch."""
         device = states[0].device
         for row in range(tokens.ids.shape[0]):
             places = tokens.real[row].nonzero().flatten().to(device)
+            total, angles = None, None
             for chunk in places.split(_CHUNK):
                 angles = pair_angles(torch.stack([s[row, chunk].detach().to(device) for s in states]))
-                self.all_tokens += angles.sum(dim=0).cpu()
-            self.last_token += angles[-1].cpu()
-            self.tokens += len(places)
-            self.sequences += 1
+                total = angles.sum(dim=0) if total is None else total + angles.sum(dim=0)
+            if total is None or angles is None:
+                continue
+            both = torch.stack([total, angles[-1]]).cpu()
+            self.rows.append(both[:, self.start, self.end])
+            self.tokens.append(len(places))
 
-    def table(self) -> pd.DataFrame:
-        """One row a (start, size): the mean distance between x[start] and x[start + size], over pi."""
-        size = self.all_tokens.shape[0]
-        rows = [
-            (start, end - start, float(self.all_tokens[start, end] / self.tokens),
-             float(self.last_token[start, end] / self.sequences))
-            for start in range(size)
-            for end in range(start + 1, size)
-        ]  # fmt: skip
-        columns = ["start", "size", "angular_distance", "angular_distance_last_token"]
-        return pd.DataFrame(rows, columns=columns)
+    def table(self, *, draws: int, seed: int) -> pd.DataFrame:
+        """One row a (start, size): the mean distance between x[start] and x[start + size], over pi.
+
+        ``angular_distance`` is the mean over tokens, ``angular_distance_last_token`` that over sequences;
+        ``…_low`` and ``…_high`` bound each by resampling the n sequences.
+        """
+        values = torch.stack(self.rows).numpy()
+        n = len(values)
+        counts = np.asarray(self.tokens, dtype=np.float64)
+        columns: dict[str, npt.NDArray] = {
+            "start": self.start.numpy(),
+            "size": (self.end - self.start).numpy(),
+        }
+        resampled = multiplicities(n, draws=draws, seed=seed) if draws and n > 1 else None
+        for index, (name, weights) in enumerate(
+            (("angular_distance", counts), ("angular_distance_last_token", np.ones(n)))
+        ):
+            part = values[:, index].T
+            columns[name] = part.sum(axis=1) / weights.sum()
+            low = high = np.full(len(part), np.nan)
+            if resampled is not None:
+                low, high = interval((part @ resampled) / (weights @ resampled))
+            columns |= {f"{name}_low": low, f"{name}_high": high}
+        return pd.DataFrame(columns | {"n": n})

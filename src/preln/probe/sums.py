@@ -56,15 +56,33 @@ class Sums:
             self._done.setdefault(key, []).append(value.cpu().numpy())
         self._batch.clear()
 
-    def _groups(self) -> list[tuple[Callable[..., Any], pd.DataFrame, npt.NDArray[np.float64]]]:
-        """For each rule: the function, its keys as columns, and the summands ``[summand, key, sequence]``."""
-        groups = []
-        for name, rule in RULES.items():
+    def state(self) -> dict[str, tuple[list[list[Any]], Tensor]]:
+        """For each rule its keys and their summands, ``[summand, key, sequence]``: what a resume needs."""
+        return {
+            name: (keys.values.tolist(), torch.from_numpy(parts))
+            for name, (keys, parts) in self._parts().items()
+        }
+
+    def restore(self, state: dict[str, tuple[list[list[Any]], Tensor]]) -> None:
+        """Start from a former :meth:`state`."""
+        for name, (keys, parts) in state.items():
+            for index, (measure, layer, site, statistic) in enumerate(keys):
+                key = (measure, int(layer), site, statistic)
+                self._rules[key], self._done[key] = name, [parts[:, index].numpy()]
+
+    def _parts(self) -> dict[str, tuple[pd.DataFrame, npt.NDArray[np.float64]]]:
+        """For each rule: its keys as columns, and the summands ``[summand, key, sequence]``."""
+        found = {}
+        for name in RULES:
             keys = [key for key in self._done if self._rules[key] == name]
             if keys:
                 parts = np.stack([np.concatenate(self._done[key], axis=1) for key in keys], axis=1)
-                groups.append((rule, pd.DataFrame(keys, columns=KEYS), parts))
-        return groups
+                found[name] = (pd.DataFrame(keys, columns=KEYS), parts)
+        return found
+
+    def _groups(self) -> list[tuple[Callable[..., Any], pd.DataFrame, npt.NDArray[np.float64]]]:
+        """For each rule: the function, its keys as columns, and the summands."""
+        return [(RULES[name], keys, parts) for name, (keys, parts) in self._parts().items()]
 
     def table(self, *, draws: int, seed: int) -> pd.DataFrame:
         """One row a key: the value over all sequences, and its interval by resampling sequences."""
