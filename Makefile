@@ -37,6 +37,8 @@ check: setup
 
 bench: setup
 	$(BIN)/python benchmarks/sigma.py
+	$(BIN)/python benchmarks/probe.py
+	$(BIN)/python benchmarks/jacobians.py
 
 paper: setup
 	@test -f paper/main.tex || { echo "paper/main.tex: there is no paper yet: see CHANGELOG.md" >&2; exit 2; }

@@ -30,6 +30,26 @@ def seconds(call: Callable[[], Any], *, repeats: int = 1, warm: bool = True) -> 
     return min(times)
 
 
+def interleaved(calls: dict[str, Callable[[], Any]], *, repeats: int) -> dict[str, list[float]]:
+    """Return every call's wall-clock times, in seconds, one a round: all calls take turns.
+
+    On a noisy machine the ratio of two calls is the median of the rounds' ratios.
+
+    Args:
+        calls: what to time, by name; each is called once more, untimed, first.
+        repeats: number of rounds.
+    """
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            spent[name].append(time.perf_counter() - start)
+    return spent
+
+
 def peak_bytes(call: Callable[[], Any]) -> int:
     """Return by how much torch's live memory on the processor rises during a call, at most.
 

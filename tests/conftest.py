@@ -25,6 +25,7 @@ if os.environ.get("PRELN_CHECK_SHAPES", "1") == "1":
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     import torch
+    import transformers.modeling_utils  # noqa: F401 - it may raise the number of threads as it is imported
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

@@ -6,12 +6,14 @@ import torch
 from preln.base.errors import InputError
 from preln.linops import (
     LinearOperator,
+    compose,
     dense_jacobian,
     dense_matrix,
     forward_mode_jacobian,
     jacobian_operator,
     matrix_operator,
     minus_identity,
+    restricted,
 )
 
 W = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -71,3 +73,65 @@ def test_batch_axes_must_agree():
     with pytest.raises(InputError, match="batch axes"):
         LinearOperator(lambda v: v, lambda u: u, torch.Size([2, 3]), torch.Size([3, 3]), torch.float32,
                        torch.device("cpu"), batch=1)  # fmt: skip
+
+
+def test_products_of_operators():
+    a, b, c = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 3), (3, 5), (5, 4)))
+    product = compose(*map(matrix_operator, (a, b, c)))
+    assert product.shape == (2, 4)
+    torch.testing.assert_close(dense_matrix(product), a @ b @ c)
+    u, v = torch.randn(2, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    torch.testing.assert_close((u * product.matvec(v)).sum(), (product.rmatvec(u) * v).sum())
+    with pytest.raises(InputError, match="fit each other"):
+        compose(matrix_operator(c), matrix_operator(a))
+
+
+def test_chain_rule():
+    x = torch.randn(4, dtype=torch.float64)
+    inner = jacobian_operator(torch.tanh, x)
+    outer = jacobian_operator(curved, torch.tanh(x))
+    both = dense_jacobian(lambda z: curved(torch.tanh(z)), x)
+    torch.testing.assert_close(dense_matrix(compose(outer, inner)), both)
+
+
+def test_restriction_is_the_corner_of_the_matrix():
+    matrix, keep = torch.randn(4, 4, dtype=torch.float64), torch.tensor([1.0, 0, 1, 1])
+    projection = torch.diag(keep.double())
+    part = restricted(matrix_operator(matrix), keep)
+    torch.testing.assert_close(dense_matrix(part), projection @ matrix @ projection)
+    torch.testing.assert_close(
+        dense_matrix(minus_identity(part)), projection @ (matrix - torch.eye(4).double()) @ projection
+    )
+
+
+class _Once(torch.autograd.Function):
+    """Has a first derivative only, as fused kernels do."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return 2 * g
+
+
+def test_a_function_without_a_second_derivative_is_refused():
+    with pytest.raises(InputError, match="eager attention"):
+        jacobian_operator(_Once.apply, torch.randn(3)).matvec(torch.ones(3))
+    with pytest.raises(InputError, match="eager attention"):
+        query = torch.randn(1, 1, 4, 8)
+        flash = torch.nn.attention.SDPBackend.FLASH_ATTENTION
+        with torch.nn.attention.sdpa_kernel(flash):
+            jacobian_operator(
+                lambda q: torch.nn.functional.scaled_dot_product_attention(q, q, q), query
+            ).matvec(query)
+
+
+def test_other_errors_of_a_function_pass():
+    def broken(x):
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        jacobian_operator(broken, torch.randn(3))

@@ -9,7 +9,9 @@ from preln.models import ARCHITECTURES, anatomy, drop_blocks, require_pre_ln, ti
 PLACEMENT = {
     "gemma2": "sandwich",
     "gemma3": "sandwich",
+    "glm4": "sandwich",
     "olmo2": "norm-after-branch",
+    "exaone4": "norm-after-branch",
     "opt-post": "post-ln",
     "bert": "post-ln",
     **dict.fromkeys(("phi", "gpt_neox", "gptj", "falcon", "cohere"), "parallel"),

@@ -17,6 +17,7 @@ from preln.base.files import read_json, sha256_file, staged_directory, write_jso
 if TYPE_CHECKING:
     from torch import Tensor
 
+State = tuple[dict[str, Any], dict[str, dict[str, "Tensor"]]]  # plain progress, and groups of tensors
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -32,7 +33,9 @@ class Checkpoints:
         self.directory = Path(directory)
         self.identity = json.loads(json.dumps(identity))
 
-    def save(self, step: int, progress: Mapping[str, Any], groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def save(
+        self, step: int, progress: Mapping[str, Any], groups: Mapping[str, Mapping[str, Tensor]]
+    ) -> None:
         """Store a checkpoint, then remove the older ones.
 
         A kill at any moment leaves the former checkpoint, the new one, or both.
@@ -55,7 +58,7 @@ class Checkpoints:
             write_json(staged / "state.json", {"sha256": _digest(state), "state": state})
         self._remove_all_but(target)
 
-    def latest(self) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None:
+    def latest(self) -> State | None:
         """Progress and groups of tensors of the newest checkpoint; None where there is none.
 
         Raises:

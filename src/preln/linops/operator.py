@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from preln.base.errors import InputError
+
+_NO_DOUBLE_BACKWARD = (
+    "jacobian: the function has no double backward: use eager attention, and no fused or compiled kernels"
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,8 @@ class LinearOperator:
         device: Of both.
         batch: Number of leading axes, equal in both shapes, that index independent maps: with
             ``batch=1`` and shapes ``[b, t, d]`` there are b maps on ``[t, d]``, and one product serves all.
+        project: Orthogonal projection of ``in_shape`` onto the subspace outside of which J is zero, where
+            that is not the whole space: iterations start inside it, or zero would count as a singular value.
     """
 
     matvec: Callable[[Tensor], Tensor]
@@ -36,6 +45,7 @@ class LinearOperator:
     dtype: torch.dtype
     device: torch.device
     batch: int = 0
+    project: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.in_shape[: self.batch] != self.out_shape[: self.batch]:
@@ -91,7 +101,7 @@ def jacobian_operator(
 
     Raises:
         InputError: The value of ``function`` does not depend on ``x`` through autograd, or the first
-            derivative cannot be differentiated again.
+            derivative cannot be differentiated again (here or in the first product).
     """
     point = x.detach().clone().requires_grad_(True)
     with torch.enable_grad():
@@ -99,12 +109,14 @@ def jacobian_operator(
         if not value.requires_grad:
             raise InputError("jacobian: the function's value does not depend on its input by autograd")
         cotangent = torch.zeros_like(value, requires_grad=True)
-        (pulled,) = torch.autograd.grad(value, point, cotangent, create_graph=True)
+        with _differentiable():
+            (pulled,) = torch.autograd.grad(value, point, cotangent, create_graph=True)
     if not pulled.requires_grad:
-        raise InputError("jacobian: the function has no double backward: use eager attention")
+        raise InputError(_NO_DOUBLE_BACKWARD)
 
     def matvec(v: Tensor) -> Tensor:
-        (result,) = torch.autograd.grad(pulled, cotangent, v, retain_graph=True)
+        with _differentiable():
+            (result,) = torch.autograd.grad(pulled, cotangent, v, retain_graph=True)
         return result
 
     def rmatvec(u: Tensor) -> Tensor:
@@ -112,6 +124,24 @@ def jacobian_operator(
         return result
 
     return LinearOperator(matvec, rmatvec, point.shape, value.shape, value.dtype, value.device, batch)
+
+
+@contextmanager
+def _differentiable() -> Iterator[None]:
+    """Turn torch's refusals to differentiate into one line with the mend; other errors pass."""
+    try:
+        yield
+    except RuntimeError as error:  # NotImplementedError is one too
+        refusals = (
+            "not implemented",
+            "double backward",
+            "once_differentiable",
+            "does not require grad",
+            "not have been used in the graph",
+        )
+        if any(words in str(error) for words in refusals):
+            raise InputError(_NO_DOUBLE_BACKWARD) from error
+        raise
 
 
 def forward_mode_jacobian(
@@ -136,7 +166,7 @@ def forward_mode_jacobian(
 
 
 def minus_identity(operator: LinearOperator) -> LinearOperator:
-    """``J - I``: the update of a residual block, whose Jacobian J is.
+    """``J - I``: the update of a residual block, whose Jacobian J is (``J - P`` on a subspace).
 
     Raises:
         InputError: The map's two shapes differ.
@@ -144,12 +174,43 @@ def minus_identity(operator: LinearOperator) -> LinearOperator:
     if operator.in_shape != operator.out_shape:
         raise InputError(f"J - I needs equal shapes, not {tuple(operator.in_shape)} and "
                          f"{tuple(operator.out_shape)}: subtract from a block's Jacobian only")  # fmt: skip
-    return LinearOperator(
-        matvec=lambda v: operator.matvec(v) - v,
-        rmatvec=lambda u: operator.rmatvec(u) - u,
-        in_shape=operator.in_shape,
-        out_shape=operator.out_shape,
-        dtype=operator.dtype,
-        device=operator.device,
-        batch=operator.batch,
+    identity = operator.project or (lambda v: v)
+    return replace(
+        operator,
+        matvec=lambda v: operator.matvec(v) - identity(v),
+        rmatvec=lambda u: operator.rmatvec(u) - identity(u),
+    )
+
+
+def compose(*operators: LinearOperator) -> LinearOperator:
+    """The product ``A B ... C`` of operators, the last of which acts first.
+
+    Raises:
+        InputError: Neighbours do not fit.
+    """
+    for left, right in itertools.pairwise(operators):
+        if left.in_shape != right.out_shape or left.batch != right.batch:
+            raise InputError(f"product of operators: {tuple(left.in_shape)} does not take "
+                             f"{tuple(right.out_shape)}: give maps that fit each other")  # fmt: skip
+
+    def matvec(v: Tensor) -> Tensor:
+        return functools.reduce(lambda w, operator: operator.matvec(w), reversed(operators), v)
+
+    def rmatvec(u: Tensor) -> Tensor:
+        return functools.reduce(lambda w, operator: operator.rmatvec(w), operators, u)
+
+    return replace(operators[-1], matvec=matvec, rmatvec=rmatvec, out_shape=operators[0].out_shape)
+
+
+def restricted(operator: LinearOperator, keep: Tensor) -> LinearOperator:
+    """``P J P`` with P the projection that multiplies by ``keep``, zeros and ones that fit both shapes.
+
+    For a batch of padded sequences, ``keep`` is the mask ``[b, t, 1]`` of the real tokens.
+    """
+    keep = keep.to(operator.device, operator.dtype)
+    return replace(
+        operator,
+        matvec=lambda v: operator.matvec(v * keep) * keep,
+        rmatvec=lambda u: operator.rmatvec(u * keep) * keep,
+        project=lambda v: v * keep,
     )

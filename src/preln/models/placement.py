@@ -1,68 +1,174 @@
-"""Where a block's norms sit, measured by scaling and by intervention instead of looked up by name.
+"""Where a block's norms sit: a proposal from which tensors flow where, then laws that must hold exactly.
 
-* A block whose output keeps its size when a large input grows 256-fold ends in a norm: Post-LN.
-* A branch whose output does not change when its input grows sits behind a norm.
-* A branch whose doubled output leaves the block's output alone has a norm after it.
-* Branches that do not see each other are parallel.
+Every placement says what is left of a block when a branch is taken away, and taking away is an experiment:
+let x be the block's input, y its output, and m what the second norm takes in.
+
+* Pre-LN, ``m = x + F(N(x))``, ``y = m + G(N'(m))``: without F, m is x; without G, y is m; F and G do not
+  change when x grows; noise in place of F reaches G.
+* Parallel, ``y = x + F(N(x)) + G(N'(x))``: without both, y is x; noise in place of F does not reach G.
+* Sandwich, and norm after the branch: the same with a norm's output as the branch.
+* Post-LN, ``m = N(x + F(x))``, ``y = N'(m + G(m))``: without F, N takes in x; without G, N' takes in m; y is
+  what N' gives.
+
+A learned or constant factor on a branch passes, and a bias; a factor on the stream does not. A block that
+obeys no set of laws is ``unknown``.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from preln.models.structure import Parts, Tracer, branches, hidden_of, is_norm
+from preln.models.roles import find_parts, same, same_but_for_a_bias
+from preln.models.structure import Parts, Trace
+from preln.models.trial import Call, Ends, Trial, replay, returning
+
+__all__ = ["Call", "inspect_block", "replay"]
 
 SAME = 0.05
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def replay(block: nn.Module, call: Call, hidden: Tensor) -> Tensor:
-    """Run a block again on another hidden state, with the masks and positions of a captured call."""
-    args, kwargs = call
-    kwargs = {k: v for k, v in kwargs.items() if k not in ("past_key_values", "past_key_value", "layer_past")}
-    if args:
-        return hidden_of(block(hidden, *args[1:], **kwargs))
-    return hidden_of(block(**{**kwargs, "hidden_states": hidden}))
+def _relative(a: Tensor | None, b: Tensor | None) -> float:
+    """``|a - b| / |b|`` over all entries; infinite where one is missing, 0 where both are zero."""
+    if a is None or b is None or a.numel() != b.numel():
+        return float("inf")
+    left, right = a.reshape(-1).float(), b.reshape(-1).float()
+    gap = float((left - right).norm())
+    return gap / max(float(right.norm()), 1e-30) if gap else 0.0
 
 
-def _size_ratio(a: Tensor, b: Tensor) -> float:
-    """``|a| / |b|`` over all entries."""
-    return float(a.float().norm() / b.float().norm().clamp_min(1e-30))
+def _input(trace: Trace, module: nn.Module | None) -> Tensor | None:
+    return trace.inputs.get(module) if module is not None else None
 
 
-def _relative(a: Tensor, b: Tensor) -> float:
-    """``|a - b| / |b|`` over all entries."""
-    return _size_ratio(a - b, b)
+def _residual_laws(trial: Trial, parts: Parts, evidence: dict[str, Any]) -> str:
+    """The placement of a block that adds its branches to a stream it does not norm, or ``unknown``."""
+    before, after = parts.attention_norm is not None, parts.attention_norm_after is not None
+    # what the second branch starts from: its norm's input, or its own where it has none in front
+    door = parts.mlp_norm or parts.mlp
+    first = trial.ends(parts.attention, parts.attention_norm, parts.attention_norm_after)
+    second = trial.ends(parts.mlp, parts.mlp_norm, parts.mlp_norm_after)
+    if not first or not second:
+        return _single(trial, parts, first or second, evidence)
+    if before != (parts.mlp_norm is not None) or after != (parts.mlp_norm_after is not None):
+        return "unknown"
+    if not before and not (after and same(_input(trial.trace, parts.attention), trial.x)):
+        return "unknown"
+    with returning(first[0], noise=True):
+        noisy, trace = trial.run()
+    evidence["output_change_under_noise_for_attention"] = _relative(noisy, trial.y)
+    heard = _relative(_input(trace, door), _input(trial.trace, door))
+    evidence["mlp_input_change_under_noise_for_attention"] = heard
+    if heard == 0.0:
+        return _parallel(trial, parts, first, second, evidence) if before and not after else "unknown"
+    first_end = next(
+        (e for e in first if same_but_for_a_bias(_input(trial.without(e)[1], door), trial.x)), None
+    )
+    evidence["stream_reaches_the_mlp_without_attention"] = first_end is not None
+    second_end = next((e for e in second if _unchanged(trial, e, door)), None)
+    evidence["stream_leaves_the_block_without_the_mlp"] = second_end is not None
+    if first_end is None or second_end is None:
+        return "unknown"
+    if before:
+        branches: dict[str, tuple[Ends, Ends]] = {
+            "attention": (first_end, []),
+            "mlp": (second_end, first_end),
+        }
+        if not _blind_to_scale(trial, branches, evidence):
+            return "unknown"
+    if after:
+        return "sandwich" if before else "norm-after-branch"
+    return "pre-ln"
 
 
-def _doubled(block: nn.Module, call: Call, hidden: Tensor, module: nn.Module) -> Tensor:
-    """The block's output when one module inside returns twice what it would."""
-
-    def double(_module: nn.Module, _args: Any, output: Any) -> Any:
-        if isinstance(output, Tensor):
-            return 2 * output
-        return (2 * output[0], *output[1:])
-
-    handle = module.register_forward_hook(double)
-    try:
-        return replay(block, call, hidden)
-    finally:
-        handle.remove()
+def _passed_by(trial: Trial, ends: Ends, door: nn.Module | None) -> bool:
+    """Whether the second branch starts from the block's input once the first is gone."""
+    return same_but_for_a_bias(_input(trial.without(ends)[1], door), trial.x)
 
 
-def _norm_before(norms: list[nn.Module], trace_inputs: dict, trace_outputs: dict, module: nn.Module | None):
-    """The norm whose output tensor is what ``module`` takes in, or None."""
-    source = trace_inputs.get(module)
-    if source is None:
-        return None
-    for norm in norms:
-        out = trace_outputs.get(norm)
-        if out is not None and out.shape == source.shape and (out is source or torch.equal(out, source)):
-            return norm
-    return None
+def _unchanged(trial: Trial, ends: Ends, door: nn.Module | None) -> bool:
+    """Whether the block returns what its second branch started from once that branch is gone."""
+    y, trace = trial.without(ends)
+    return same_but_for_a_bias(_input(trace, door), y)
+
+
+def _blind_to_scale(trial: Trial, branches: dict[str, tuple[Ends, Ends]], evidence: dict[str, Any]) -> bool:
+    """Whether branches return the same on a large stream and on a larger one, as behind a norm they must.
+
+    Args:
+        trial: The block.
+        branches: By name, the modules to watch, and those to silence so that the watched norm takes x alone.
+        evidence: Takes the changes.
+    """
+    low, high = (2.0**7, 2.0**11) if trial.x.dtype == torch.float16 else (2.0**12, 2.0**18)
+    for name, (ends, silenced) in branches.items():
+        large, larger = (trial.without(silenced, factor=f)[1] for f in (low, high))
+        changes = [_relative(larger.outputs.get(m), large.outputs.get(m)) for m in ends]
+        # what overflowed is no number, and no number is not small
+        evidence[f"{name}_change_under_scaling"] = next((c for c in changes if not c < SAME), max(changes))
+    return all(evidence[f"{name}_change_under_scaling"] < SAME for name in branches)
+
+
+def _parallel(
+    trial: Trial, parts: Parts, first: list[Ends], second: list[Ends], evidence: dict[str, Any]
+) -> str:
+    """``parallel`` if both branches read the input's norm, and the block without both is the identity."""
+    if not same(_input(trial.trace, parts.mlp_norm), trial.x):
+        return "unknown"
+    gone = next(
+        ((a, b) for a in first for b in second if same_but_for_a_bias(trial.without([*a, *b])[0], trial.x)),
+        None,
+    )
+    evidence["stream_leaves_the_block_without_both"] = gone is not None
+    dead = evidence["output_change_under_noise_for_attention"] == 0.0
+    if gone is None or dead:
+        return "unknown"
+    branches: dict[str, tuple[Ends, Ends]] = {"attention": (gone[0], []), "mlp": (gone[1], [])}
+    return "parallel" if _blind_to_scale(trial, branches, evidence) else "unknown"
+
+
+def _single(trial: Trial, parts: Parts, choices: list[Ends], evidence: dict[str, Any]) -> str:
+    """``pre-ln`` if the block is ``x + F(N(x))`` with one branch, as state-space layers are."""
+    norm = parts.attention_norm or parts.mlp_norm
+    behind = parts.attention_norm_after or parts.mlp_norm_after
+    if norm is None or behind is not None or not same(_input(trial.trace, norm), trial.x):
+        return "unknown"
+    end = next((e for e in choices if same_but_for_a_bias(trial.without(e)[0], trial.x)), None)
+    evidence["stream_leaves_the_block_without_its_branch"] = end is not None
+    if end is None or not _blind_to_scale(trial, {"branch": (end, [])}, evidence):
+        return "unknown"
+    return "pre-ln"
+
+
+def _post_laws(trial: Trial, parts: Parts, last: nn.Module, evidence: dict[str, Any]) -> tuple[str, Parts]:
+    """``post-ln`` and the norms behind the branches, for a block that ends in the norm ``last``."""
+    for ends in trial.ends(parts.attention, parts.attention_norm, None):
+        trace = trial.without(ends)[1]
+        middle = next((n for n in trial.norms if n is not last and same(_input(trace, n), trial.x)), None)
+        if middle is None or (same(_input(trial.trace, middle), trial.x) and not _silent(trial, ends)):
+            continue
+        evidence["norm_takes_the_stream_without_attention"] = True
+        for others in trial.ends(parts.mlp, parts.mlp_norm, None):
+            rest = trial.without(others)[1]
+            if same(_input(rest, last), rest.outputs.get(middle)):
+                evidence["norm_takes_the_stream_without_the_mlp"] = True
+                return "post-ln", replace(
+                    parts,
+                    # the norm that a Post-LN branch reads stands behind the branch before
+                    attention_norm=None,
+                    mlp_norm=None,
+                    attention_norm_after=middle,
+                    mlp_norm_after=last,
+                )
+    return "unknown", parts
+
+
+def _silent(trial: Trial, ends: Ends) -> bool:
+    """Whether modules return zeros anyway, as freshly initialised output projections do."""
+    return all(m in trial.trace.outputs and not trial.trace.outputs[m].any() for m in ends)
 
 
 @torch.no_grad()
@@ -74,66 +180,17 @@ def inspect_block(block: nn.Module, call: Call, width: int) -> tuple[Parts, str,
         call: Arguments of a call of this block, as captured.
         width: Hidden size.
     """
-    norms = [m for m in block.modules() if is_norm(m, width)]
-    attention, mlp = branches(block)
-    linears = [m for m in block.children() if isinstance(m, nn.Linear)]
-    entrance = linears[0] if mlp in linears else mlp
-    watched = [*norms, *[m for m in (attention, mlp, entrance) if m is not None]]
-    args, kwargs = call
-    hidden = args[0] if args else kwargs["hidden_states"]
-    # a unit-sized stream that no trained or random branch dwarfs, and far from the norms' eps
-    hidden = hidden / hidden.float().square().mean().sqrt().clamp_min(1e-6).to(hidden.dtype)
-    with Tracer(list(dict.fromkeys(watched))) as trace:
-        once = replay(block, call, hidden)
-    # large enough to outweigh what the branches add, small enough not to overflow half precision
-    low, high = (2.0**5, 2.0**13) if hidden.dtype == torch.float16 else (2.0**10, 2.0**18)
-    large = replay(block, call, low * hidden)
-    with Tracer(list(dict.fromkeys(watched))) as scaled_trace:
-        scaled = replay(block, call, high * hidden)
-    parts = Parts(
-        attention=attention,
-        mlp=mlp,
-        attention_norm=_norm_before(norms, trace.inputs, trace.outputs, attention),
-        mlp_norm=_norm_before(norms, trace.inputs, trace.outputs, entrance),
-    )
+    trial = Trial(block, call, width)
+    parts = find_parts(block, trial.x, trial.trace, trial.norms)
     evidence: dict[str, Any] = {
-        "output_growth": _size_ratio(scaled, large) * low / high,
-        "norms_in_block": len(norms),
+        "norms_in_block": len(trial.norms),
+        "attention_reads_a_norm": parts.attention_norm is not None,
+        "mlp_reads_a_norm": parts.mlp_norm is not None,
     }
-    if attention is not None and attention in trace.outputs:
-        first, again = trace.outputs[attention], scaled_trace.outputs[attention]
-        evidence["attention_change_under_scaling"] = _relative(again, first)
-        evidence["attention_reads_a_norm"] = parts.attention_norm is not None
-        moved = _doubled(block, call, hidden, attention)
-        evidence["output_change_when_attention_doubled"] = _size_ratio(moved - once, first)
-        if entrance is not None and entrance in trace.inputs:
-            with Tracer([entrance]) as moved_trace:
-                _doubled(block, call, hidden, attention)
-            change = _relative(moved_trace.inputs[entrance], trace.inputs[entrance])
-            evidence["mlp_input_change_when_attention_doubled"] = change
-    if mlp is not None and mlp in trace.outputs:
-        moved = _doubled(block, call, hidden, mlp)
-        evidence["output_change_when_mlp_doubled"] = _size_ratio(moved - once, trace.outputs[mlp])
-    return parts, verdict(evidence), evidence
-
-
-def verdict(evidence: dict[str, Any]) -> str:
-    """The placement that the measurements of :func:`inspect_block` show, or ``unknown``."""
-    if evidence["norms_in_block"] == 0:
-        return "unknown"
-    if evidence["output_growth"] < 0.1:
-        return "post-ln"
-    keys = ("attention_change_under_scaling", "output_change_when_mlp_doubled")
-    if any(key not in evidence for key in keys):
-        return "unknown"
-    # a module that adds the residual itself (BLOOM) grows with the stream although its branch reads a norm
-    behind = evidence["attention_change_under_scaling"] < SAME or evidence["attention_reads_a_norm"]
-    after = evidence["output_change_when_mlp_doubled"] < SAME
-    if after:
-        return "sandwich" if behind else "norm-after-branch"
-    if not behind:
-        return "unknown"
-    seen = evidence.get("mlp_input_change_when_attention_doubled")
-    if seen is None:
-        return "unknown"
-    return "parallel" if seen < 1e-6 else "pre-ln"
+    last = next((n for n in trial.norms if same(trial.trace.outputs.get(n), trial.y)), None)
+    evidence["block_returns_a_norms_output"] = last is not None
+    if last is not None:
+        placement, parts = _post_laws(trial, parts, last, evidence)
+    else:
+        placement = _residual_laws(trial, parts, evidence)
+    return parts, placement, evidence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parts:
-    """The two branches of a block and the norms in front of them; None where the block shows none."""
+    """The two branches of a block, the norms in front of them and behind them; None where there is none.
+
+    Attributes:
+        attention: What mixes tokens: attention, or a state-space, recurrent or convolutional layer.
+        mlp: What acts on every token alone (of an MLP spread over the block, its last linear map).
+        attention_norm: The norm whose output the attention reads; None in Post-LN, whose norms stand behind.
+        mlp_norm: The norm whose output the MLP reads; likewise.
+        attention_norm_after: The norm that takes the attention's output (sandwich, norm-after-branch), or
+            that takes x plus it (Post-LN).
+        mlp_norm_after: Likewise behind the MLP.
+    """
 
     attention: nn.Module | None = None
     mlp: nn.Module | None = None
     attention_norm: nn.Module | None = None
     mlp_norm: nn.Module | None = None
+    attention_norm_after: nn.Module | None = None
+    mlp_norm_after: nn.Module | None = None
 
 
 @dataclass
@@ -35,8 +48,10 @@ class Anatomy:
         head: The module that gives logits.
         embedding: The token embedding.
         placement: ``pre-ln``, ``parallel``, ``post-ln``, ``sandwich``, ``norm-after-branch`` or ``unknown``,
-            as measured.
+            as measured; ``unknown`` also where the blocks differ.
         evidence: The measurements that the placement rests on, by name.
+        block_parts: The parts of every block.
+        placements: The measured placement of every block.
     """
 
     path: str
@@ -47,6 +62,7 @@ class Anatomy:
     placement: str = "unknown"
     evidence: dict[str, Any] = field(default_factory=dict)
     block_parts: list[Parts] = field(default_factory=list)
+    placements: list[str] = field(default_factory=list)
 
     @property
     def num_blocks(self) -> int:
@@ -59,30 +75,42 @@ class Anatomy:
 
 
 def hidden_of(output: Any) -> Tensor:
-    """The hidden state in what a block returned: itself, or the first entry of a tuple."""
+    """The hidden state in what a block returned: itself, or the first entry of a tuple or list."""
     return output if isinstance(output, Tensor) else output[0]
+
+
+def depth(config: Any) -> int | None:
+    """Number of hidden layers of the decoder that a configuration describes; None if it does not say.
+
+    In the BART family ``num_hidden_layers`` counts the encoder's, also where only the decoder is built.
+    """
+    text = config.get_text_config()
+    names = ("decoder_layers", "num_decoder_layers", "num_hidden_layers")
+    return next((count for name in names if (count := getattr(text, name, None))), None)
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, list[nn.Module]]:
     """Dotted path and modules of the decoder blocks.
 
-    They are the ``ModuleList`` that has as many entries as the configuration has hidden layers and holds
-    the most parameters.
+    They are the ``ModuleList`` that has as many entries as the configuration has hidden layers, lies in the
+    model's text decoder if any such list does, lies least deep, and holds the most parameters.
 
     Raises:
         InputError: No list fits, as in models whose blocks are not a list.
     """
-    expected = model.config.get_text_config().num_hidden_layers
+    expected, decoder = depth(model.config), model.get_decoder()
+    within = {id(module) for module in decoder.modules()} if isinstance(decoder, nn.Module) else set()
     candidates = [
-        (sum(p.numel() for p in module.parameters()), name, module)
+        (id(module) in within, -name.count("."), sum(p.numel() for p in module.parameters()), name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == expected
     ]
     if not candidates:
-        kind = type(model).__name__
-        raise InputError(f"{kind}: no list of {expected} blocks found: this architecture is not supported")
-    # of two lists of equal weight (a list inside a list of one block) the outer one comes first
-    _, name, blocks = max(candidates, key=lambda c: (c[0], -len(c[1])))
+        count = "layers that its configuration counts" if expected is None else f"{expected} blocks"
+        raise InputError(
+            f"{type(model).__name__}: no list of {count} found: this architecture is not supported"
+        )
+    *_, name, blocks = max(candidates, key=lambda c: c[:3])
     return name, list(blocks)
 
 
@@ -113,27 +141,6 @@ def is_norm(module: nn.Module, width: int) -> bool:
     return bool(spread > 0) and bool(change <= 0.02 * centred.abs().max())
 
 
-def _child(block: nn.Module, words: tuple[str, ...], reject: tuple[str, ...]) -> nn.Module | None:
-    """The first direct child with weights whose name holds one of ``words`` and none of ``reject``."""
-    for name, module in block.named_children():
-        lowered = name.lower()
-        named = any(word in lowered for word in words) and not any(word in lowered for word in reject)
-        if named and any(True for _ in module.parameters()):
-            return module
-    return None
-
-
-def branches(block: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
-    """The attention and MLP modules of a block (for an MLP spread over the block, its last linear map)."""
-    reject = ("norm", "ln_", "layernorm")
-    attention = _child(block, ("attn", "attention", "mixer"), reject)
-    mlp = _child(block, ("mlp", "ffn", "feed_forward", "feedforward", "moe", "output"), reject)
-    if mlp is None:
-        linear = [m for m in block.children() if isinstance(m, nn.Linear)]
-        mlp = linear[-1] if linear else None
-    return attention, mlp
-
-
 @dataclass
 class Trace:
     """What one run saw: each watched module's first input and its output, in order of execution."""
@@ -142,6 +149,7 @@ class Trace:
     inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
     outputs: dict[nn.Module, Tensor] = field(default_factory=dict)
     calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+    entered: Counter[nn.Module] = field(default_factory=Counter)
 
 
 class Tracer:
@@ -166,12 +174,17 @@ class Tracer:
             handle.remove()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
+        named = kwargs.get("hidden_states", next((v for v in kwargs.values() if isinstance(v, Tensor)), None))
+        hidden = args[0] if args else named
         if isinstance(hidden, Tensor):
-            self.trace.inputs.setdefault(module, hidden)
+            # copies, since some blocks add to a tensor in place after it was handed over
+            self.trace.inputs.setdefault(module, hidden.detach().clone())
         self.trace.calls.setdefault(module, (args, kwargs))
+        self.trace.entered[module] += 1
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor | tuple):
+        if isinstance(output, tuple | list) and output:
+            output = output[0]
+        if isinstance(output, Tensor):
             self.trace.order.append(module)
-            self.trace.outputs.setdefault(module, hidden_of(output))
+            self.trace.outputs.setdefault(module, output.detach().clone())

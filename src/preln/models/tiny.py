@@ -51,6 +51,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "granite": _GROUPED,
     "nemotron": _GROUPED,
     "bert": {"intermediate_size": 128, "is_decoder": True},
+    # norms before and behind the branches, rotary positions on half of every head
+    "glm4": {**_GEMMA, "attention_bias": True},
+    # norms behind the branches only, blocks with and without positions
+    "exaone4": {**_GROUPED, "sliding_window": 64, "sliding_window_pattern": 2},
 }
 _MODEL_TYPES = {"gemma3": "gemma3_text", "opt-post": "opt"}
 _NO_COMMON = {"mpt": {"hidden_size", "num_attention_heads", "max_position_embeddings"}}

@@ -23,6 +23,7 @@ from preln.data import fingerprint
 from preln.models import anatomy
 from preln.models.residual import as_tokens, undisturbed
 from preln.probe.gradients import MIN_UNITS, Squares
+from preln.probe.jacobians import jacobian_tables
 from preln.probe.measures import JACOBIAN, choose
 from preln.probe.passes import Passes
 from preln.probe.plan import Plan
@@ -82,12 +83,35 @@ def _run(plan: Plan, resume: str | os.PathLike[str] | None) -> tuple[Passes, Squ
         for part in track(left, label="probe", total=len(left)):
             passes.take(part)
             due = time.monotonic() - started > CHECKPOINT_SECONDS
-            if resume is not None and due and passes.done < len(parts):
+            # with Jacobians to come the passes are not the end
+            due = due or bool(passes.done == len(parts) and plan.wanted & set(JACOBIAN))
+            if resume is not None and due:
                 checkpoints = checkpoints or Checkpoints(resume, plan.identity())
                 passes.save(checkpoints)
                 started = time.monotonic()
         # before the gradients go with the context
         return passes, passes.gradients.squares(draws=plan.bootstrap, seed=plan.seed)
+
+
+def _jacobians(plan: Plan, resume: str | os.PathLike[str] | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tables of the Jacobian norms, batches of which a former run may have stored in ``resume``."""
+    checkpoints = None
+    if resume is not None:
+        checkpoints = Checkpoints(Path(resume) / "jacobians", plan.identity(jacobians=True))
+    few = next(plan.tokens.batches(min(plan.jacobian_sequences, len(plan.tokens.ids)), _device(plan)))
+    norms, values = jacobian_tables(
+        plan.model,
+        plan.found,
+        few,
+        plan.wanted,
+        seed=plan.seed,
+        draws=plan.bootstrap,
+        checkpoints=checkpoints,
+    )
+    wide = "float64" if plan.dtype == "float64" else "float32"
+    labelled = _labelled([norms], wide, _twice_differentiable(plan.attention))
+    labelled.attrs["left_out"] = norms.attrs["left_out"]
+    return labelled, values
 
 
 def probe_tables(
@@ -143,12 +167,9 @@ def probe_tables(
     layers = _labelled(frames, plan.dtype, plan.attention)
     sequences = passes.sums.sequences()
     if wanted & set(JACOBIAN):
-        from preln.probe.jacobians import jacobian_tables
-
-        few = next(tokens.batches(min(jacobian_sequences, len(batch)), _device(plan)))
-        norms, values = jacobian_tables(model, found, few, wanted, seed=seed, draws=bootstrap)
-        wide = "float64" if plan.dtype == "float64" else "float32"
-        layers = pd.concat([layers, _labelled([norms], wide, _twice_differentiable(plan.attention))])
+        norms, values = _jacobians(plan, resume)
+        notes.extend(norms.attrs["left_out"])
+        layers = pd.concat([layers, norms], ignore_index=True)
         sequences = pd.concat([sequences, values], ignore_index=True)
     layers = layers.sort_values(["measure", "site", "statistic", "layer"], ignore_index=True)
     manifest = provenance(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from preln.base.errors import InputError
 from preln.models import Anatomy
@@ -22,9 +21,7 @@ from preln.probe.sums import Sums
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from preln.base.checkpoints import Checkpoints
-
-Stored = tuple[dict[str, Any], dict[str, dict[str, Tensor]]]
+    from preln.base.checkpoints import Checkpoints, State
 
 
 class Passes:
@@ -95,8 +92,8 @@ class Passes:
 
     def save(self, checkpoints: Checkpoints) -> None:
         """Store everything that the batches so far have left."""
-        sums = self.sums.state()
-        held = {f"sums/{name}": parts for name, (_, parts) in sums.items()} | {"losses": self.losses}
+        keys, sums = self.sums.state()
+        held = {"losses": self.losses}
         if self.pairs is not None:
             held["pairs"] = torch.stack(self.pairs.rows)
         for index, sketch in enumerate(self.gradients.running):
@@ -107,19 +104,18 @@ class Passes:
             if p.grad is not None
         }
         progress = {
-            "keys": {name: keys for name, (keys, _) in sums.items()},
+            "keys": keys,
             "pair_tokens": [] if self.pairs is None else self.pairs.tokens,
             "unit_targets": self.gradients.targets,
         }
-        tensors = {name: value.contiguous() for name, value in held.items()}
-        checkpoints.save(self.done, progress | {"done": self.done}, {"sums": tensors, "grad": accumulated})
+        groups = {"sums": sums, "rest": held, "grad": accumulated}
+        checkpoints.save(self.done, progress | {"done": self.done}, groups)
 
-    def restore(self, stored: Stored) -> None:
+    def restore(self, stored: State) -> None:
         """Go on from what :meth:`save` stored; inside :meth:`attached`, which clears gradients."""
         progress, groups = stored
-        held = groups["sums"]
-        keys = progress["keys"]
-        self.sums.restore({name: (keys[name], held[f"sums/{name}"]) for name in keys})
+        held = groups["rest"]
+        self.sums.restore(progress["keys"], groups["sums"])
         self.losses, self.done = held["losses"], progress["done"]
         if self.pairs is not None:
             self.pairs.rows, self.pairs.tokens = list(held["pairs"]), progress["pair_tokens"]

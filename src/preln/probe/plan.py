@@ -49,18 +49,18 @@ class Plan:
         """The model's attention implementation."""
         return str(getattr(self.model.config, "_attn_implementation", None))
 
-    def identity(self) -> dict[str, Any]:
-        """What must be equal for a stopped probe to go on."""
+    def identity(self, *, jacobians: bool = False) -> dict[str, Any]:
+        """What must be equal for a stopped probe, or for its part on Jacobians, to go on."""
+        settings = {"seed": self.seed, "attn_implementation": self.attention}
+        if jacobians:
+            settings["measures"] = sorted(self.wanted & set(JACOBIAN))
+            settings["jacobian_sequences"] = self.jacobian_sequences
+        else:
+            settings["measures"] = sorted(self.wanted - set(JACOBIAN))
+            settings |= {"batch_size": self.batch_size, "intervals": self.bootstrap > 0, "pairs": self.pairs}
         return {
             "model": model_fingerprint(self.model),
             "tokens": fingerprint(self.tokens.ids.cpu()),
             "mask": fingerprint(self.tokens.real.long().cpu()),
-            "settings": {
-                "measures": sorted(self.wanted - set(JACOBIAN)),
-                "batch_size": self.batch_size,
-                "seed": self.seed,
-                "intervals": self.bootstrap > 0,
-                "pairs": self.pairs,
-                "attn_implementation": self.attention,
-            },
+            "settings": settings,
         }

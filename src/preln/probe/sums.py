@@ -56,19 +56,18 @@ class Sums:
             self._done.setdefault(key, []).append(value.cpu().numpy())
         self._batch.clear()
 
-    def state(self) -> dict[str, tuple[list[list[Any]], Tensor]]:
+    def state(self) -> tuple[dict[str, list[list[Any]]], dict[str, Tensor]]:
         """For each rule its keys and their summands, ``[summand, key, sequence]``: what a resume needs."""
-        return {
-            name: (keys.values.tolist(), torch.from_numpy(parts))
-            for name, (keys, parts) in self._parts().items()
-        }
+        found = self._parts()
+        keys = {name: table.values.tolist() for name, (table, _) in found.items()}
+        return keys, {name: torch.from_numpy(parts).contiguous() for name, (_, parts) in found.items()}
 
-    def restore(self, state: dict[str, tuple[list[list[Any]], Tensor]]) -> None:
+    def restore(self, keys: dict[str, list[list[Any]]], parts: dict[str, Tensor]) -> None:
         """Start from a former :meth:`state`."""
-        for name, (keys, parts) in state.items():
-            for index, (measure, layer, site, statistic) in enumerate(keys):
+        for name, rows in keys.items():
+            for index, (measure, layer, site, statistic) in enumerate(rows):
                 key = (measure, int(layer), site, statistic)
-                self._rules[key], self._done[key] = name, [parts[:, index].numpy()]
+                self._rules[key], self._done[key] = name, [parts[name][:, index].numpy()]
 
     def _parts(self) -> dict[str, tuple[pd.DataFrame, npt.NDArray[np.float64]]]:
         """For each rule: its keys as columns, and the summands ``[summand, key, sequence]``."""

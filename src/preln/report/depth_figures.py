@@ -74,7 +74,7 @@ def depth_profile(layers: pd.DataFrame, *, width: str = "single") -> Figure:
         figure, axes = new_figure(width, 1.35 * len(present) + 0.35 if stacked else 2.3, **shape)
         for axis, name, colour in zip(axes.flat, present, CYCLE, strict=False):
             rows = table.loc[table["measure"] == name]
-            _line(axis, rows, color=colour, marker="o")
+            band(axis, rows, color=colour, marker="o")
             scale_axis(axis.yaxis, rows["value"].to_numpy(float))
             axis.set_title(DEPTH_MEASURES[name], loc="left")
             block_axis(axis, "" if stacked and name != present[-1] else "depth l")
@@ -106,7 +106,7 @@ def norm_sigma(layers: pd.DataFrame, *, width: str = "single") -> Figure:
             exact = table.loc[(table["site"] == site) & (table["measure"] == "norm_sigma")]
             bound = table.loc[(table["site"] == site) & (table["measure"] == "norm_sigma_bound")]
             if len(exact):
-                _line(axis, exact, color=colour, marker=marker, label=f"σ, {label}")
+                band(axis, exact, color=colour, marker=marker, label=f"σ, {label}")
             if len(bound) == 1:
                 axis.plot(
                     bound["layer"], bound["value"], color=colour, marker="_", markersize=8, linestyle="none"
@@ -127,7 +127,8 @@ def norm_sigma(layers: pd.DataFrame, *, width: str = "single") -> Figure:
         return figure
 
 
-def _line(axis: Axes, rows: pd.DataFrame, *, color: str, marker: str, label: str | None = None) -> None:
+def band(axis: Axes, rows: pd.DataFrame, *, color: str, marker: str, label: str | None = None) -> None:
+    """A line of values by layer, with its interval as a band where there is one."""
     axis.plot(rows["layer"], rows["value"], color=color, marker=marker, label=label)
     if rows[["low", "high"]].notna().to_numpy().all(axis=1).any() and len(rows) > 1:
         axis.fill_between(

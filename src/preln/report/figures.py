@@ -16,6 +16,7 @@ import pandas as pd
 
 from preln.report.depth_figures import depth_profile, depth_table, norm_sigma, sigma_table
 from preln.report.healing_figures import curve_table, healing_curves, outcome_chart
+from preln.report.jacobian_figures import JACOBIAN_FIGURES, jacobian_bounds, logit_lens
 from preln.report.load import Run
 from preln.report.pruning_figures import damage_table, predicted_damage, rank_table, removal_order
 from preln.report.spec import FigureSpec
@@ -34,6 +35,8 @@ __all__ = [
     "depth_profile",
     "exhibits",
     "healing_curves",
+    "jacobian_bounds",
+    "logit_lens",
     "norm_sigma",
     "outcome_chart",
     "predicted_damage",
@@ -215,5 +218,6 @@ FIGURES = (
         lambda run, width: healing_curves(_held(run.training), width=width),
         _describe_curves,
     ),
+    *JACOBIAN_FIGURES,
     *THEORY_FIGURES,
 )

@@ -12,8 +12,6 @@ from preln.base.files import write_text
 from preln.report.load import Run
 from preln.report.summary import outcomes
 
-BEGIN, END = "<!-- found:begin -->", "<!-- found:end -->"
-
 
 def findings(run: Run) -> str:
     """Theorems that fell and what holds instead, verdicts, and losses before and after healing.
@@ -24,7 +22,7 @@ def findings(run: Run) -> str:
     return "\n\n".join([_theorems(run), _verdicts(run), _outcomes(run)])
 
 
-def _cell(text: object) -> str:
+def cell(text: object) -> str:
     """Text inside a table cell."""
     # An underscore between signs would begin emphasis.
     return " ".join(str(text).split()).replace("|", "\\|").replace("|_", "|\\_")
@@ -47,7 +45,7 @@ def _theorems(run: Run) -> str:
         holds = [f"`{found[0]['corrected_by']}`"] if found[0].get("corrected_by") else []
         text = "; ".join([*holds, found[0].get("sharp_condition", "")])
         lines.append(
-            f"| `{claim['id']}` | {_cell(claim['statement'])} | {_cell(_example(found[0]))} | {_cell(text)} |"
+            f"| `{claim['id']}` | {cell(claim['statement'])} | {cell(_example(found[0]))} | {cell(text)} |"
         )
     return "\n".join(lines)
 
@@ -82,7 +80,7 @@ def _verdicts(run: Run) -> str:
         interval = f" [{v['interval'][0]:.3g}, {v['interval'][1]:.3g}]" if v["interval"] else ""
         value = "–" if v["value"] is None else f"{v['value']:.3g}{interval}"
         lines.append(
-            f"| `{v['id']}` {_cell(v['statement'])} | **{v['status']}** | {_cell(v['meaning'])} | {value} | "
+            f"| `{v['id']}` {cell(v['statement'])} | **{v['status']}** | {cell(v['meaning'])} | {value} | "
             f"{v['expected']} |"
         )
     return "\n".join(lines)
@@ -103,8 +101,28 @@ def _outcomes(run: Run) -> str:
         tokens = f"{int(row['tokens']):,}" if row["stage"] == "healed" else "–"
         rate = f"{row['learning_rate']:g}" if row["stage"] == "healed" else "–"
         blocks = row["blocks"] if isinstance(row["blocks"], str) and row["blocks"] else "–"
-        lines.append(f"| {_cell(name)} | {blocks} | {row['loss']:.3f}{interval} | {tokens} | {rate} |")
+        lines.append(f"| {cell(name)} | {blocks} | {row['loss']:.3f}{interval} | {tokens} | {rate} |")
     return "\n".join(lines)
+
+
+def fill(path: str | Path, parts: dict[str, str]) -> str:
+    """The text of a page with the parts between its markers made anew.
+
+    Args:
+        path: The page.
+        parts: By name, what goes between ``<!-- name:begin -->`` and ``<!-- name:end -->``.
+
+    Raises:
+        InputError: The page lacks the markers of a part.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    for name, part in parts.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if not pattern.search(text):
+            raise InputError(f"{path}: the markers {begin} and {end} are missing: put them back")
+        text = pattern.sub(lambda _, b=begin, p=part, e=end: f"{b}\n{p}\n{e}", text)
+    return text
 
 
 def fill_readme(path: str | Path, run: Run) -> str:
@@ -113,11 +131,7 @@ def fill_readme(path: str | Path, run: Run) -> str:
     Raises:
         InputError: The file has no markers.
     """
-    text = Path(path).read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    if not pattern.search(text):
-        raise InputError(f"{path}: the markers {BEGIN} and {END} are missing: put them back")
-    return pattern.sub(lambda _: f"{BEGIN}\n{findings(run)}\n{END}", text)
+    return fill(path, {"found": findings(run)})
 
 
 def refresh_readme(path: str | Path, run: Run) -> Path:
