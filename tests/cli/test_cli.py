@@ -48,6 +48,7 @@ def corpus(tmp_path):
         (["prune", "tiny:llama", "--layers", "1", "--device", "nowhere"], "--device nowhere"),
         (["probe", "tiny:opt-post", "--measures", "norm_sigma", *WINDOW], "post-ln"),
         (["probe", "tiny:llama", "--measures", "guess", *WINDOW], "guess"),
+        (["probe", "tiny:llama", "--attention", "nonsense", *WINDOW], "nonsense"),
         (["probe", "tiny:llama", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["score", "tiny:llama", "--metrics", "reverse,guess", *WINDOW], "guess"),
         (["heal", "tiny:llama", "--recipe", "guess"], "guess"),
@@ -134,6 +135,25 @@ def test_probe_and_score_write_their_tables(tmp_path, corpus, capsys):
     scores = pd.read_parquet(tmp_path / "s" / "scores.parquet")
     assert sorted(scores.columns) == ["layer", "metric", "rank", "score"]
     assert (tmp_path / "s" / "manifest.json").is_file()
+
+
+def test_probe_answers_what_the_bounds_ask(tmp_path, corpus, capsys):
+    import pandas as pd
+
+    out, window = tmp_path / "p", ["--sequences", "4", "--length", "6", "--batch-size", "1"]
+    command = ["probe", "tiny:llama:2", "--data", corpus, *window, "--measures", "all"]
+    assert main([*command, "--jacobian-sequences", "2", "--out", str(out), "--json"]) == 0
+    printed = capsys.readouterr().out
+    said = last_json(printed)["answers"]
+    assert set(said) == {"sigma_above_one", "variance_le_one", "stack_overestimate", "product_overestimate"}
+    assert said["stack_overestimate"] >= said["product_overestimate"] >= 0
+    for words in ("sigma(G) > 1", "variance <= 1", "the product of block bounds is 10^", "lens loss"):
+        assert words in printed, words
+    layers = pd.read_parquet(out / "layers.parquet").set_index("measure")
+    assert set(layers.loc[["stack_sigma", "block_sigma"], "n"]) == {2}
+    assert set(layers.loc["lens_loss", "n"]) == {4}
+    assert set(layers.loc["block_sigma", "attn_implementation"]) == {"sdpa_math"}
+    assert not (tmp_path / "p.resume").exists()
 
 
 def test_heal_and_evaluate_in_a_row(tmp_path, corpus, capsys):

@@ -40,6 +40,22 @@ def check_device(device: str) -> str:
     return device
 
 
+def check_attention(name: str | None) -> str | None:
+    """``name`` once transformers knows an attention implementation of that name; None is its own choice.
+
+    Raises:
+        InputError: An unknown name.
+    """
+    if name is None:
+        return name
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    if name not in known:
+        raise InputError(f"attention {name!r}: unknown: use eager or sdpa, or one of {', '.join(known)}")
+    return name
+
+
 def check_dtype(dtype: str) -> str:
     """``dtype`` once it is known to be one that models are loaded in.
 
@@ -145,6 +161,7 @@ def load_model(
     """
     check_device(device)
     check_dtype(dtype)
+    check_attention(attn_implementation)
     if spec.startswith("tiny:"):
         name, _, count = spec.removeprefix("tiny:").partition(":")
         if count and not count.isdigit():

@@ -154,7 +154,7 @@ class JacobianProbe:
         product = self.bounds and "stack_sigma" in self.wanted
         if not (product or self.wanted & {"block_sigma", "block_sigma_min"}):
             return None
-        top, bottom = self.lanczos.extremes(jacobian)
+        top, bottom = self.lanczos.extremes(jacobian, both="block_sigma_min" in self.wanted)
         if "block_sigma" in self.wanted:
             rows.largest("block_sigma", "block", top)
             if bounds is not None:

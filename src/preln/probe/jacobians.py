@@ -49,9 +49,10 @@ def jacobian_tables(
     - ``update_sigma``: attention, mlp: sigma of the half's update, A G (G2 A G1 in a sandwich, G A with the
       norm behind the branch, none in Post-LN); block: sigma(J - I).
     - ``block_sigma``: sigma(J).
-    - ``block_sigma_min``: the smallest Ritz value of the same bidiagonalisation: an upper bound of the
-      smallest singular value of J. Its ``_bound`` is a lower bound: the larger of the placement's claim,
-      for Pre-LN max(0, 1 - a1 g1) max(0, 1 - a2 g2), and Weyl's max(0, 1 - sigma(J - I)) on sequences where
+    - ``block_sigma_min``: the smallest Ritz value of the same bidiagonalisation, which goes on for it until
+      it has converged or ``max_products`` are spent: an upper bound of the smallest singular value of J.
+      Its ``_bound`` is a lower bound: the larger of the placement's claim, for Pre-LN
+      max(0, 1 - a1 g1) max(0, 1 - a2 g2), and Weyl's max(0, 1 - sigma(J - I)) on sequences where
       ``update_sigma`` was asked for and converged. Its ``_residual`` is relative to the Ritz value itself
       (to 1e-12 of sigma(J) where that is larger), so a value that has not converged shows a large one.
     - ``stack_sigma``, layer l: sigma of x[l] -> x[L], L before the final norm. ``stack_sigma_bound``

@@ -23,11 +23,11 @@ class Lanczos:
     seed: int = 0
 
     def extremes(
-        self, operator: LinearOperator, start: Tensor | None = None
+        self, operator: LinearOperator, start: Tensor | None = None, *, both: bool = False
     ) -> tuple[SingularTriple, SingularTriple]:
-        """The largest and the smallest triple of every map."""
+        """The largest and the smallest triple of every map; ``both`` spends products on the smallest too."""
         return extreme_singular_values(
-            operator, rtol=self.rtol, max_products=self.max_products, seed=self.seed, start=start
+            operator, rtol=self.rtol, max_products=self.max_products, seed=self.seed, start=start, both=both
         )
 
     def largest(self, operator: LinearOperator, start: Tensor | None = None) -> SingularTriple:
