@@ -124,29 +124,39 @@ def score(arguments: argparse.Namespace) -> Outcome:
     _free(arguments.out)
     model, tokenizer = _model(arguments)
     tokens = _tokens(arguments, tokenizer)
-    table = score_blocks(model, tokens, arguments.metrics, seed=arguments.seed)
+    table = score_blocks(
+        model,
+        tokens,
+        arguments.metrics,
+        seed=arguments.seed,
+        size=arguments.drop,
+        protect=arguments.protect,
+    )
     if arguments.out:
         write_scores(table, model, tokens, arguments.out, seed=arguments.seed)
     ranks = table.pivot(index="layer", columns="metric", values="rank")
     print("rank of each block (0 is removed first), blocks counted from 0\n" + ranks.to_string())
-    order = {m: g.sort_values("rank")["layer"].tolist() for m, g in table.groupby("metric", sort=False)}
-    return {"out": arguments.out, "order": order}, DONE
+    order = {str(m): g.sort_values("rank")["layer"].tolist() for m, g in table.groupby("metric", sort=False)}
+    said: dict[str, Any] = {name: table.attrs[name] for name in ("size", "protect")}
+    return said | {"out": arguments.out, "order": order}, DONE
 
 
 def prune(arguments: argparse.Namespace) -> Outcome:
-    """Cut blocks out of a model and write a plain checkpoint."""
+    """Cut blocks or halves of blocks out of a model, or replace them, and write a checkpoint."""
     from preln.models import licence_of
-    from preln.prune import plan_for, write_checkpoint
-    from preln.prune import prune as cut
+    from preln.prune import carry_out, write_checkpoint
 
     if not arguments.out:
         raise InputError("--out is missing: name the folder for the pruned checkpoint")
     _free(arguments.out)
     model, tokenizer = _model(arguments)
-    plan = plan_for(
+    small, plan = carry_out(
         model,
         lambda: _tokens(arguments, tokenizer),
         name=arguments.model,
+        method=arguments.method,
+        settings=arguments.set,
+        compact=arguments.format == "compact",
         metric=arguments.metric,
         drop=arguments.drop,
         layers=arguments.layers,
@@ -156,8 +166,9 @@ def prune(arguments: argparse.Namespace) -> Outcome:
     )
     print(plan.describe(), flush=True)
     licence = licence_of(arguments.model)
-    write_checkpoint(cut(model, plan=plan), tokenizer, plan, arguments.out, licence=licence)
-    return {"out": arguments.out, "drop": list(plan.drop), "keep": list(plan.keep)}, DONE
+    write_checkpoint(small, tokenizer, plan, arguments.out, licence=licence)
+    said = {"method": plan.method, "drop_attention": plan.drop_attention, "drop_mlp": plan.drop_mlp}
+    return {"out": arguments.out, "drop": list(plan.drop), "keep": list(plan.keep)} | said, DONE
 
 
 def heal(arguments: argparse.Namespace) -> Outcome:

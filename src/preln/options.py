@@ -113,14 +113,53 @@ def build_parser(version: str) -> Parser:
     score = _add(verbs, version, "score", "importance of every block under each metric")
     _with_data(score)
     score.add_argument(
-        "--metrics", default="all", help="comma-separated names, or all (default: %(default)s)"
+        "--metrics",
+        default="all",
+        help="comma-separated names; all means every criterion that shares its passes, so not the greedy and "
+        "iterative ones: sleb, attenuated_contribution, taylor_by_sequence, METRIC@k (k at a time) are asked "
+        "for by name (default: %(default)s)",
     )
+    score.add_argument(
+        "--drop",
+        type=count,
+        metavar="N",
+        help="how many blocks are to go: criteria that choose a set choose it for N (default: a quarter)",
+    )
+    score.add_argument("--protect", default="none", help="none, uidl, sleb, shortened-plus, finercut")
 
-    prune = _add(verbs, version, "prune", "cut blocks out and write a plain checkpoint")
+    prune = _add(
+        verbs, version, "prune", "cut out blocks or halves, or replace blocks, and write a checkpoint"
+    )
     _with_data(prune)
     prune.add_argument("--metric", help="criterion that chooses the blocks; with --drop")
-    prune.add_argument("--drop", type=int, metavar="N", help="how many blocks to remove; with --metric")
-    prune.add_argument("--layers", help="blocks to remove, counted from 0; 20-23 is half-open: 20, 21, 22")
+    prune.add_argument(
+        "--drop", type=int, metavar="N", help="how many blocks (or halves, by a metric over halves)"
+    )
+    prune.add_argument(
+        "--layers",
+        help="blocks to remove, counted from 0, as 3,4,20-23 (half-open: 20, 21, 22); 5a is the attention "
+        "of block 5 alone, 6m the MLP of block 6 alone",
+    )
+    prune.add_argument(
+        "--method",
+        metavar="NAME",
+        default="remove",
+        help="remove, or laco, sliding_merge, mka, grasp, streamline, elder (default: %(default)s)",
+    )
+    prune.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a setting of the method; may be repeated",
+    )
+    prune.add_argument(
+        "--format",
+        choices=("plain", "compact"),
+        default="plain",
+        help="of halves: plain sets them to zero and loads anywhere; compact takes them out and loads with "
+        "preln (default: %(default)s)",
+    )
     prune.add_argument("--plan", metavar="YAML", help="a plan.yaml written earlier")
     prune.add_argument("--protect", default="none", help="none, uidl, sleb, shortened-plus, finercut")
 

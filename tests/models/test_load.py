@@ -108,3 +108,47 @@ def test_token_losses_equal_a_hand_written_cross_entropy_and_ignore_padding():
     assert kept.sum() == 33
     assert torch.allclose(again[kept], losses.flatten(), atol=1e-5)
     assert not torch.allclose(again.mean(), losses.mean(), atol=1e-3)
+
+
+@pytest.fixture
+def compact(tmp_path):
+    from preln.prune import prune
+
+    folder = tmp_path / "compact"
+    prune(tiny_model("llama"), ["1a", "2m"], compact=True).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_compact_checkpoint_loads_without_its_branches(compact):
+    model, _ = load_model(str(compact), dtype="bfloat16", attn_implementation="eager")
+    assert model.dtype == torch.bfloat16 and model.config._attn_implementation == "eager"
+    names = [name for name, _ in model.named_parameters()]
+    assert not any(name.startswith(("model.layers.1.self_attn", "model.layers.2.mlp")) for name in names)
+    assert not any("layers.1.input_layernorm" in name for name in names)
+
+
+def change_config(folder, change):
+    values = json.loads((folder / "config.json").read_text())
+    change(values)
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.pop("preln_halves"), "names no model that is known"),
+        (lambda v: v["preln_halves"].pop("model_type"), "names no model that is known"),
+        (lambda v: v["preln_halves"]["blocks"].pop("1"), "disagree at 'model.layers.1"),
+        (
+            lambda v: v["preln_halves"]["blocks"].update({"9": {"mlp": {"gives": "zeros"}}}),
+            "cannot be loaded",
+        ),
+        (lambda v: v["preln_halves"].update(model_type="os.system"), "names no model that is known"),
+    ],
+)
+def test_a_compact_checkpoint_that_disagrees_with_itself_is_refused(compact, change, message):
+    change_config(compact, change)
+    with pytest.raises(InputError, match=message) as error:
+        load_model(str(compact))
+    assert "\n" not in str(error.value)

@@ -89,3 +89,36 @@ def test_untying_keeps_the_function_and_the_weight(tmp_path):
 def test_a_tied_head_stays_tied_after_a_cut(tmp_path):
     small = drop_blocks(tiny_model("gemma"), [1])
     assert is_tied(small)
+
+
+@pytest.mark.parametrize("drop", [[0], [0, 1], [1, 3], [3]])
+@pytest.mark.parametrize("kind", ["deepseek_v3", "bart"])
+def test_counts_of_first_blocks_and_second_depths_are_cut_too(kind, drop, tmp_path):
+    """DeepSeek counts its leading dense blocks; BART's decoder has a depth of its own."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    common = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    settings = {
+        "deepseek_v3": {
+            "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 4,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "n_routed_experts": 4,
+            "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 2,
+            "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+            "v_head_dim": 16,
+        },
+        "bart": {
+            "d_model": 32, "decoder_layers": 4, "encoder_layers": 2, "decoder_attention_heads": 2,
+            "decoder_ffn_dim": 48, "is_decoder": True,
+        },
+    }  # fmt: skip
+    config = AutoConfig.for_model(kind, **common, **settings[kind])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    small = drop_blocks(model, drop)
+    small.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        expected = small(input_ids=IDS % 64, use_cache=False).logits
+        found = loaded(input_ids=IDS % 64, use_cache=False).logits
+    assert torch.equal(found, expected)

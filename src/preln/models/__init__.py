@@ -8,7 +8,7 @@ from preln.models.loss import losses_from_logits, target_mask, token_losses
 from preln.models.packaged import PACKAGED, licence_of, list_models
 from preln.models.placement import replay
 from preln.models.structure import Anatomy, Parts, Tracer, find_blocks, hidden_of
-from preln.models.surgery import check_drop, drop_blocks, is_tied, untie_head, view
+from preln.models.surgery import Stored, check_drop, drop_blocks, is_tied, untie_head, view
 from preln.models.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "PACKAGED",
     "Anatomy",
     "Parts",
+    "Stored",
     "Tracer",
     "anatomy",
     "check_drop",

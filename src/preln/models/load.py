@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from preln.base.errors import InputError
 from preln.base.packages import cache_dir
+from preln.models.compact import is_compact, is_compact_folder, load_compact
 from preln.models.packaged import PACKAGED, convert_gguf, packaged_folder
 from preln.models.tiny import tiny_model, tiny_tokenizer
 
@@ -184,28 +185,35 @@ def _torch() -> Any:
     return torch
 
 
+def _weights(location: str, spec: str, keywords: dict[str, Any]) -> Any:
+    """A model, plain or without some branches, and what transformers reports about its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if is_compact_folder(location):
+        return load_compact(location, **keywords)
+    config = AutoConfig.from_pretrained(location)
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(f"{spec}: is an encoder-decoder: preln measures decoder-only models")
+    return AutoModelForCausalLM.from_pretrained(location, **keywords)
+
+
 def _from_pretrained(
     location: str, spec: str, dtype: str, keywords: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load with transformers, and turn what it says into one line."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils import logging
 
+    keywords = keywords | {"dtype": dtype if dtype == "auto" else getattr(_torch(), dtype)}
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(location)
-        if getattr(config, "is_encoder_decoder", False):
-            raise InputError(f"{spec}: is an encoder-decoder: preln measures decoder-only models")
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            location,
-            dtype=dtype if dtype == "auto" else getattr(_torch(), dtype),
-            use_safetensors=True,
-            output_loading_info=True,
-            **keywords,
+        model, info = _weights(
+            location, spec, keywords | {"use_safetensors": True, "output_loading_info": True}
         )
-        model, info = loaded
-        tokenizer = AutoTokenizer.from_pretrained(location)
+        # a compact model's own configuration, since the one on disk is of no type that transformers knows
+        known = {"config": model.config} if is_compact(model) else {}
+        tokenizer = AutoTokenizer.from_pretrained(location, **known)
     except InputError:
         raise
     except Exception as error:  # whatever the libraries raise for broken or foreign folders

@@ -7,16 +7,20 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from preln.base.errors import InputError
-from preln.models.structure import find_blocks
+from preln.models.structure import depth, find_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # lists in a configuration that hold indices of blocks, not one entry a block
 _INDEX_LISTS = ("mlp_only_layers", "full_attn_idxs", "cross_attention_layers")
+# how many of the first blocks are dense, in models whose others hold experts
+_LEADING = ("first_k_dense_replace", "num_dense_layers")
+# settings that hold the depth; the BART family has it twice
+_DEPTHS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
 # where attention modules keep the place of their block, which the key-value cache indexes by
 _INDEX_ATTRIBUTES = ("layer_idx", "layer_id", "layer_number")
 
@@ -55,13 +59,30 @@ def _shallow(module: nn.Module) -> nn.Module:
 def cut_config(config: Any, indices: Sequence[int]) -> None:
     """Adapt a configuration, in place, to a stack made of the former blocks ``indices``."""
     text = config.get_text_config()
-    former = text.num_hidden_layers
+    former = depth(config)
+    for name in _LEADING:
+        if isinstance(value := getattr(text, name, None), int):
+            setattr(text, name, sum(old < value for old in indices))
     for name, value in list(vars(text).items()):
         if name in _INDEX_LISTS and isinstance(value, list):
             setattr(text, name, [new for new, old in enumerate(indices) if old in value])
         elif isinstance(value, list | tuple) and len(value) == former and not name.startswith("_"):
             setattr(text, name, type(value)(value[i] for i in indices))
-    text.num_hidden_layers = len(indices)
+    for name in _DEPTHS:
+        if getattr(text, name, None) == former:
+            setattr(text, name, len(indices))
+
+
+class Stored(nn.Module):
+    """Stands where blocks were, in a :func:`view`: returns a stored hidden state whatever comes in."""
+
+    def __init__(self, state: Tensor | None = None) -> None:
+        super().__init__()
+        self.state = state
+
+    def forward(self, *_: Any, **__: Any) -> Tensor | None:
+        """The stored state."""
+        return self.state
 
 
 def view(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> PreTrainedModel:

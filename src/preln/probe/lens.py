@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from preln.models import losses_from_logits, view
-from preln.models.residual import Tokens, model_inputs
+from preln.models.residual import Tokens
+from preln.models.tail import Tail, cross_entropies
 from preln.probe.masked import TokenSums
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAMES = ("lens_loss", "lens_agreement")
-
-
-class _Given(nn.Module):
-    """Stands in for all blocks: whatever comes in, a stored state comes out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.state: Tensor | None = None
-
-    def forward(self, *_: Any, **__: Any) -> Tensor | None:
-        """The stored state."""
-        return self.state
 
 
 class Lens:
@@ -42,21 +29,29 @@ class Lens:
 
     def __init__(self, model: PreTrainedModel, sums: TokenSums) -> None:
         self.sums = sums
-        self._given = _Given()
-        self._tail = view(model, [self._given])
+        self._tail = Tail(model)
 
     @torch.no_grad()
     def reduce(self, tokens: Tokens, states: Sequence[Float[Tensor, "b t d"]]) -> None:
         """Add the sums of one sequence batch, from its states x[0] … x[L]."""
-        final = None
+        real = tokens.real
+        # the last token predicts nothing: whatever is compared with it there does not count
+        ids, following = tokens.ids[real], tokens.ids.roll(-1, dims=1)[real]
+        counts = torch.zeros_like(real)
+        counts[:, :-1] = tokens.targets
+
+        def loss_and_choice(logits: Tensor, rows: slice) -> Tensor:
+            losses = cross_entropies(logits, following[rows])
+            return torch.stack([losses, logits.argmax(dim=-1).to(losses)], dim=1)
+
+        final: Tensor | None = None
         for layer in range(len(states) - 1, -1, -1):
-            self._given.state = states[layer].detach()
-            logits = self._tail(**model_inputs(self._tail, tokens)).logits
-            choice = logits.argmax(dim=-1)
-            final = choice if final is None else final
-            # the last position predicts nothing
-            losses = F.pad(losses_from_logits(logits, tokens.ids), (0, 1))
-            counts = F.pad(tokens.targets, (0, 1)).to(losses.device)
-            self.sums.mean("lens_loss", layer, "block", losses, where=counts)
-            self.sums.mean("lens_agreement", layer, "block", (choice == final).to(losses.dtype))
-        self._given.state = None
+            state = states[layer].detach()
+            found = self._tail.reduce(state[real.to(state.device)], ids, loss_and_choice)
+            losses = torch.zeros(real.shape, dtype=found.dtype, device=found.device)
+            agrees = torch.zeros_like(losses)
+            final = found[:, 1] if final is None else final
+            losses[real.to(found.device)] = found[:, 0]
+            agrees[real.to(found.device)] = (found[:, 1] == final).to(found.dtype)
+            self.sums.mean("lens_loss", layer, "block", losses, where=counts.to(found.device))
+            self.sums.mean("lens_agreement", layer, "block", agrees)

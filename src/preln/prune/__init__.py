@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from preln.base.rooms import callable_room
-from preln.prune.command import plan_for, write_scores
-from preln.prune.criteria import CRITERIA, Criterion
+from preln.prune.command import carry_out, plan_for
+from preln.prune.criteria import CRITERIA, Criterion, random_orders
+from preln.prune.half_scores import score_halves
 from preln.prune.plan import (
     PRESETS,
     Plan,
@@ -15,14 +16,23 @@ from preln.prune.plan import (
     read_plan,
     write_plan,
 )
+from preln.prune.record import write_scores
+from preln.prune.registry import HALF_METRICS
+from preln.prune.replace import REPLACEMENTS, elder_weights, replace_blocks
 from preln.prune.scores import leave_one_out, score
 from preln.prune.surgery import prune, write_checkpoint
+from preln.prune.sweep import depth_sweep
 
 __all__ = [
     "CRITERIA",
+    "HALF_METRICS",
     "PRESETS",
+    "REPLACEMENTS",
     "Criterion",
     "Plan",
+    "carry_out",
+    "depth_sweep",
+    "elder_weights",
     "leave_one_out",
     "make_plan",
     "parse_layers",
@@ -30,8 +40,11 @@ __all__ = [
     "plan_layers",
     "protected_blocks",
     "prune",
+    "random_orders",
     "read_plan",
+    "replace_blocks",
     "score",
+    "score_halves",
     "write_checkpoint",
     "write_plan",
     "write_scores",

@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from preln.base.errors import InputError
-from preln.models import view
-from preln.models.residual import Tokens, forward_losses
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from preln.models.tail import Tail
+from preln.prune.walk import Walk
 
 
-class Stored(nn.Module):
-    """Stands where blocks were: returns a stored hidden state whatever comes in."""
+@torch.no_grad()
+def losses_without(walk: Walk, tail: Tail, index: int) -> Float[Tensor, "b t-1"]:
+    """Next-token losses when x[index] goes straight into block ``index + 1``.
 
-    def __init__(self, state: Tensor) -> None:
-        super().__init__()
-        self.state = state
-
-    def forward(self, *_: Any, **__: Any) -> Tensor:
-        """The stored state."""
-        return self.state
-
-
-def losses_without(
-    model: PreTrainedModel,
-    blocks: list[nn.Module],
-    index: int,
-    state: Float[Tensor, "b t d"],
-    tokens: Tokens,
-) -> Float[Tensor, " b"]:
-    """Summed next-token losses of each sequence when x[index] goes straight into block ``index + 1``.
-
-    Runs the blocks after ``index``, the final norm and the head, with whatever the architecture does around
-    them, since a stand-in block returns ``state``.
-
-    Raises:
-        InputError: The loss is not finite.
+    Runs the blocks after ``index`` with the masks and positions of the walk, and what follows the blocks.
     """
-    losses = forward_losses(view(model, [Stored(state), *blocks[index + 1 :]]), tokens)
-    if not bool(torch.isfinite(losses).all()):
-        raise InputError(f"without block {index}: the loss is not finite: check the weights, or the --dtype")
-    return losses.sum(1)
+    return tail.losses(walk.through(walk.states[index], range(index + 1, len(walk.blocks))), walk.part)
+
+
+def loss_table(by_layer: dict[int, list[Tensor]], counts: Tensor) -> pd.DataFrame:
+    """Mean loss of every sequence under every removal: layer, sequence, loss, tokens.
+
+    Args:
+        by_layer: Summed losses of the sequences of every batch.
+        counts: Number of targets of every sequence.
+    """
+    losses = torch.stack([torch.cat(parts) for parts in by_layer.values()]).double() / counts
+    columns = {
+        "layer": np.repeat(list(by_layer), len(counts)),
+        "sequence": np.tile(np.arange(len(counts)), len(by_layer)),
+        "loss": losses.flatten().numpy(),
+        "tokens": counts.repeat(len(by_layer)).numpy(),
+    }
+    return pd.DataFrame(columns)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from preln.base.errors import InputError
 from preln.base.files import write_text
 from preln.models import check_drop
+from preln.prune.layers import parse_layers, sort_halves
+
+__all__ = ["PRESETS", "REMOVE", "Plan", "make_plan", "parse_layers", "plan_layers", "plan_text",
+           "protected_blocks", "read_plan", "write_plan"]  # fmt: skip
 
 # blocks that are never removed, by the number of blocks; the sources are in the project's field table
 PRESETS: dict[str, Callable[[int], set[int]]] = {
@@ -26,17 +30,27 @@ PRESETS: dict[str, Callable[[int], set[int]]] = {
 }
 
 
+REMOVE = "remove"
+Setting = int | float | str | tuple[int, ...]
+# keys of a plan that are left out of its file where they say nothing
+_OPTIONAL: dict[str, Any] = {"drop_attention": (), "drop_mlp": (), "method": REMOVE, "settings": {}}
+
+
 class Plan(BaseModel):
-    """Which blocks of which model go, and on what grounds. Blocks are counted from 0.
+    """Which blocks, or halves of blocks, of which model go, and on what grounds. Blocks are counted from 0.
 
     Attributes:
         model: Name of the source model, if known.
         num_blocks: Its number of blocks.
-        drop: Blocks to remove, ascending.
+        drop: Blocks that go, ascending.
         metric: The criterion, or None for blocks named by hand.
         scores: One score a block under that criterion, or None.
         protect: Name of the protection preset.
         tokens: Fingerprint of the tokens scored on, or None.
+        drop_attention: Blocks whose attention alone goes, ascending.
+        drop_mlp: Blocks whose MLP alone goes, ascending.
+        method: ``remove``, or the replacement that makes up for the blocks that go.
+        settings: Everything that the replacement was told, and what it chose, as plain values.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,17 +62,54 @@ class Plan(BaseModel):
     scores: tuple[float, ...] | None = None
     protect: str = "none"
     tokens: str | None = None
+    drop_attention: tuple[int, ...] = ()
+    drop_mlp: tuple[int, ...] = ()
+    method: str = REMOVE
+    settings: dict[str, Setting] = Field(default_factory=dict)
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _plain(cls, settings: Any) -> Any:
+        """Whole numbers as such and keys in order, so that equal plans are equal bytes."""
+        if not isinstance(settings, dict) or any(isinstance(v, bool) for v in settings.values()):
+            raise ValueError("settings are a mapping of numbers, words and lists of blocks")
+        whole = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in settings.items()}
+        return dict(sorted(whole.items(), key=lambda item: str(item[0])))
 
     @model_validator(mode="after")
     def _check(self) -> Plan:
-        if tuple(check_drop(self.drop, self.num_blocks)) != self.drop:
+        halves = self.drop_attention + self.drop_mlp
+        nothing_whole = not self.drop and (bool(halves) or self.method != REMOVE)
+        if not nothing_whole and tuple(check_drop(self.drop, self.num_blocks)) != self.drop:
             raise ValueError(f"drop {list(self.drop)}: list the blocks in ascending order")
-        spared = sorted(set(self.drop) & protected_blocks(self.protect, self.num_blocks))
+        self._check_halves()
+        if self.method != REMOVE and halves:
+            raise ValueError(f"method {self.method!r}: works on whole blocks: leave the halves out")
+        if self.method == REMOVE and self.settings:
+            raise ValueError("settings: removal has none: name the method that they are for")
+        spared = sorted({*self.drop, *halves} & protected_blocks(self.protect, self.num_blocks))
         if spared:
             raise ValueError(f"block {spared[0]} is protected by {self.protect!r}: leave it in")
         if self.scores is not None and len(self.scores) != self.num_blocks:
             raise ValueError(f"{len(self.scores)} scores for {self.num_blocks} blocks: give one a block")
         return self
+
+    def _check_halves(self) -> None:
+        """Halves are of blocks that remain, named once, in order, and something remains."""
+        for name, blocks in (("drop_attention", self.drop_attention), ("drop_mlp", self.drop_mlp)):
+            if not blocks:
+                continue
+            if sorted(set(blocks)) != list(blocks):
+                raise ValueError(f"{name} {list(blocks)}: list every block once, in ascending order")
+            if not 0 <= blocks[0] <= blocks[-1] < self.num_blocks:
+                raise ValueError(
+                    f"{name} {list(blocks)}: out of range: there are blocks 0 to {self.num_blocks - 1}"
+                )
+            twice = sorted(set(blocks) & set(self.drop))
+            if twice:
+                raise ValueError(f"block {twice[0]} goes as a whole: do not list its halves as well")
+        if set(self.drop_attention) & set(self.drop_mlp) >= set(self.keep):
+            raise ValueError(f"all {self.num_blocks} blocks would be removed: keep at least one half")
 
     @property
     def keep(self) -> tuple[int, ...]:
@@ -67,8 +118,25 @@ class Plan(BaseModel):
 
     def describe(self) -> str:
         """One line: which blocks go and what remains."""
-        gone, kept = ", ".join(map(str, self.drop)), ", ".join(map(str, self.keep))
-        return f"removes {len(self.drop)} of {self.num_blocks} blocks, counted from 0: {gone}; keeps {kept}"
+        kept = _listed(self.keep)
+        gone = f"removes {len(self.drop)} of {self.num_blocks} blocks, counted from 0: {_listed(self.drop)}"
+        halves = [
+            f"removes the {kind} of {_listed(blocks)}"
+            for kind, blocks in (("attention", self.drop_attention), ("MLP", self.drop_mlp))
+            if blocks
+        ]
+        if self.method != REMOVE:
+            told = ", ".join(
+                f"{k}={_listed(v) if isinstance(v, tuple) else v}" for k, v in self.settings.items()
+            )
+            halves.append(f"by {self.method} ({told})")
+        return "; ".join(
+            [gone if self.drop or not halves else "removes no whole block", *halves, f"keeps {kept}"]
+        )
+
+
+def _listed(blocks: Iterable[int]) -> str:
+    return ", ".join(map(str, blocks))
 
 
 def protected_blocks(preset: str, num_blocks: int) -> set[int]:
@@ -83,33 +151,6 @@ def protected_blocks(preset: str, num_blocks: int) -> set[int]:
     if preset not in PRESETS:
         raise InputError(f"protection preset {preset!r} is unknown: choose from {', '.join(PRESETS)}")
     return PRESETS[preset](num_blocks)
-
-
-def parse_layers(text: str) -> list[int]:
-    """Blocks named as ``3,4,20-23``; ranges are half-open, so that is 3, 4, 20, 21, 22.
-
-    Raises:
-        InputError: Anything but whole numbers and ascending ranges, or a block named twice.
-
-    >>> parse_layers("3,4,20-23")
-    [3, 4, 20, 21, 22]
-    """
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part, flags=re.ASCII)
-        if match is None:
-            raise InputError(f"layers {text!r}: {part.strip()!r} is neither a block nor a range a-b")
-        start = int(match[1])
-        stop = start + 1 if match[2] is None else int(match[2])
-        if stop <= start:
-            raise InputError(f"layers {text!r}: the range {part.strip()} is empty: a-b ends before b")
-        if stop - start > 100_000:
-            raise InputError(f"layers {text!r}: no model has {stop - start} blocks in a range")
-        found.extend(range(start, stop))
-    twice = sorted({i for i in found if found.count(i) > 1})
-    if twice:
-        raise InputError(f"layers {text!r}: block {twice[0]} is named twice: name each block once")
-    return sorted(found)
 
 
 def make_plan(
@@ -160,21 +201,31 @@ def make_plan(
 
 
 def plan_layers(
-    layers: Iterable[int], num_blocks: int, *, protect: str = "none", model: str | None = None
+    layers: Iterable[int | str], num_blocks: int, *, protect: str = "none", model: str | None = None
 ) -> Plan:
-    """A plan for blocks named by hand.
+    """A plan for blocks, and halves of blocks, named by hand as :func:`parse_layers` gives them.
 
     Raises:
         InputError: Out of range, twice, all, or protected blocks.
     """
-    drop = tuple(check_drop(layers, num_blocks))
-    return _validated({"model": model, "num_blocks": num_blocks, "drop": drop, "protect": protect}, "layers")
+    found = sort_halves(layers)
+    halves = {name: tuple(sorted(found[name])) for name in ("drop_attention", "drop_mlp")}
+    drop = tuple(check_drop(found["drop"], num_blocks)) if found["drop"] or not any(halves.values()) else ()
+    values = {"model": model, "num_blocks": num_blocks, "drop": drop, "protect": protect, **halves}
+    return _validated(values, "layers")
 
 
 def plan_text(plan: Plan) -> str:
     """The plan as YAML; equal plans give equal bytes."""
-    values = {k: list(v) if isinstance(v, tuple) else v for k, v in plan.model_dump().items()}
+    values = {k: _as_yaml(v) for k, v in plan.model_dump().items() if k not in _OPTIONAL or v != _OPTIONAL[k]}
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
+
+
+def _as_yaml(value: Any) -> Any:
+    """Tuples as lists, also inside the settings."""
+    if isinstance(value, dict):
+        return {key: _as_yaml(entry) for key, entry in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def write_plan(plan: Plan, path: str | os.PathLike[str]) -> Path:

@@ -11,44 +11,56 @@ from jaxtyping import Int
 from torch import Tensor
 
 from preln.base.errors import InputError
+from preln.models import find_blocks
 from preln.models.residual import as_tokens
 from preln.prune.criteria import CRITERIA
-from preln.prune.evidence import gather
+from preln.prune.evidence import Request, gather
+from preln.prune.plan import protected_blocks
+from preln.prune.registry import choose_metrics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+__all__ = ["choose_metrics", "leave_one_out", "make_request", "score"]
 
-def choose_metrics(metrics: str | Iterable[str]) -> list[str]:
-    """Names of criteria, ``"all"`` or a comma-separated string resolved.
+
+def how_many(size: int | None, count: int, what: str = "blocks") -> int:
+    """How many of ``count`` are to go: ``size``, or a quarter.
 
     Raises:
-        InputError: A name that is not registered, or none at all.
-
-    >>> choose_metrics("reverse,random")
-    ['reverse', 'random']
+        InputError: None, or all.
     """
-    if isinstance(metrics, str):
-        metrics = list(CRITERIA) if metrics == "all" else [m.strip() for m in metrics.split(",")]
-    names = list(dict.fromkeys(metrics))
-    unknown = [name for name in names if name not in CRITERIA]
-    if unknown:
-        raise InputError(f"metric {unknown[0]!r} is unknown: choose from {', '.join(CRITERIA)}, or all")
-    if not names:
-        raise InputError("no metric named: name at least one, or all")
-    return names
+    if size is None:
+        return max(1, round(count / 4))
+    if isinstance(size, bool) or not 1 <= size < count:
+        raise InputError(f"size {size} of {count} {what}: remove at least 1 and keep at least 1")
+    return size
 
 
-def ranks(scores: np.ndarray) -> np.ndarray:
-    """Order of removal, 0 first: lowest score first, the deeper block first among equals.
+def make_request(
+    model: PreTrainedModel,
+    batch: Int[Tensor, "n t"],
+    attention_mask: Int[Tensor, "n t"] | None,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    size: int | None = None,
+    protect: str = "none",
+) -> Request:
+    """Check what a caller asks for; see :func:`score`.
 
-    >>> ranks(np.array([0.5, 0.1, 0.1])).tolist()
-    [2, 1, 0]
+    Raises:
+        InputError: Bad tokens, size, preset, or more blocks to go than may.
     """
-    order = np.lexsort((-np.arange(len(scores)), scores))
-    result = np.empty(len(scores), dtype=np.int64)
-    result[order] = np.arange(len(scores))
-    return result
+    blocks = find_blocks(model)[1]
+    count = len(blocks)
+    spared, tokens = frozenset(protected_blocks(protect, count)), as_tokens(batch, attention_mask)
+    wanted = how_many(size, count)
+    if size is None:
+        wanted = max(1, min(wanted, count - len(spared)))
+    elif wanted > count - len(spared):
+        raise InputError(f"size {size}: protection {protect!r} leaves only {count - len(spared)} to remove")
+    return Request(model, tokens, batch_size, seed, wanted, spared, blocks)
 
 
 def score(
@@ -59,11 +71,20 @@ def score(
     attention_mask: Int[Tensor, "n t"] | None = None,
     batch_size: int = 4,
     seed: int = 0,
+    size: int | None = None,
+    protect: str = "none",
 ) -> pd.DataFrame:
     """Importance of every block: metric, layer, score, rank (0 is removed first).
 
     Criteria share passes over the tokens (see :func:`preln.prune.evidence.gather`). The model is left as it
-    was.
+    was. ``"all"`` means every criterion that reads those shared passes; greedy and iterative ones, and those
+    with passes of their own, are asked for by name: ``sleb``, ``taylor_by_sequence``,
+    ``attenuated_contribution``, and ``METRIC@k`` for any one-shot METRIC (remove k, score again, repeat).
+
+    Criteria that choose a set choose it for one ``size``: their first ``size`` ranks are the set. For windows
+    (``angular``, ``angular_all_tokens``, ``angular_sum``) a block's score is the least distance of any window
+    that it lies in; for greedy and iterative criteria it is the score of the round in which it went, those
+    left over following with their scores of the last round. The table's ``attrs`` hold size and protection.
 
     Args:
         model: A causal model.
@@ -72,21 +93,29 @@ def score(
         attention_mask: 1 for real tokens; None if all are.
         batch_size: Sequences in one pass; no score depends on it.
         seed: For criteria that draw.
+        size: How many blocks are to go (default: a quarter, at least one).
+        protect: Preset whose blocks may not go; one-shot criteria score them all the same.
 
     Raises:
-        InputError: Bad tokens, an unknown metric, or values that are not finite.
+        InputError: Bad tokens, an unknown metric or one over halves, a size that cannot be removed, or values
+            that are not finite.
     """
-    names, tokens = choose_metrics(metrics), as_tokens(batch, attention_mask)
-    needs = frozenset().union(*(CRITERIA[name].needs for name in names))
-    evidence = gather(model, tokens, needs, batch_size=batch_size, seed=seed)
+    names = choose_metrics(metrics)
+    request = make_request(
+        model, batch, attention_mask, batch_size=batch_size, seed=seed, size=size, protect=protect
+    )
+    chosen = [CRITERIA[name] for name in names]
+    needs = frozenset().union(*(c.needs for c in chosen if c.shared))
+    evidence = gather(request, needs)
     frames = []
-    for name in names:
-        values = CRITERIA[name].function(evidence)
-        if not np.isfinite(values).all():
-            raise InputError(f"{name}: block {int(np.argmin(np.isfinite(values)))} has no finite score")
-        columns = {"metric": name, "layer": np.arange(len(values)), "score": values, "rank": ranks(values)}
+    for each in chosen:
+        found = each.rank(evidence if each.shared else request)
+        layers = np.arange(len(found.scores))
+        columns = {"metric": each.name, "layer": layers, "score": found.scores, "rank": found.ranks}
         frames.append(pd.DataFrame(columns))
-    return pd.concat(frames, ignore_index=True)
+    table = pd.concat(frames, ignore_index=True)
+    table.attrs = {"size": request.size, "protect": protect}
+    return table
 
 
 def leave_one_out(
@@ -105,5 +134,5 @@ def leave_one_out(
     Raises:
         InputError: Bad tokens, or a loss that is not finite.
     """
-    tokens = as_tokens(batch, attention_mask)
-    return gather(model, tokens, {"left_out"}, batch_size=batch_size).losses
+    request = make_request(model, batch, attention_mask, batch_size=batch_size)
+    return gather(request, {"left_out"}).losses
