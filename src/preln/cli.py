@@ -167,7 +167,10 @@ def prune(arguments: argparse.Namespace) -> Outcome:
     print(plan.describe(), flush=True)
     licence = licence_of(arguments.model)
     write_checkpoint(small, tokenizer, plan, arguments.out, licence=licence)
-    said = {"method": plan.method, "drop_attention": plan.drop_attention, "drop_mlp": plan.drop_mlp}
+    halves = {"drop_attention": list(plan.drop_attention), "drop_mlp": list(plan.drop_mlp)}
+    said: dict[str, Any] = halves if any(halves.values()) else {}
+    if plan.method != "remove":
+        said["method"] = plan.method
     return {"out": arguments.out, "drop": list(plan.drop), "keep": list(plan.keep)} | said, DONE
 
 

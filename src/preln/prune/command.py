@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
 from preln.base.errors import InputError
-from preln.base.files import staged_directory, write_json, write_parquet
-from preln.base.provenance import provenance
 from preln.data import fingerprint
-from preln.models import find_blocks, model_fingerprint
+from preln.models import find_blocks
 from preln.prune.criteria import CRITERIA
 from preln.prune.half_scores import score_halves
 from preln.prune.plan import REMOVE, Plan, make_plan, parse_layers, plan_layers, protected_blocks, read_plan
@@ -157,29 +153,3 @@ def carry_out(
         raise InputError(f"--drop is missing: --method {method} needs the number of blocks")
     seed, protect = chosen.get("seed", 0), chosen.get("protect", "none")
     return replace_blocks(model, tokens(), method, drop=drop, seed=seed, protect=protect, name=name, **told)
-
-
-def write_scores(
-    table: pd.DataFrame,
-    model: PreTrainedModel,
-    tokens: Tensor,
-    out: str | os.PathLike[str],
-    *,
-    seed: int,
-) -> Path:
-    """Write ``scores.parquet`` and ``manifest.json`` (versions, hashes, seed) into ``out``.
-
-    Raises:
-        InputError: ``out`` exists and is not empty, or cannot be written.
-    """
-    manifest = provenance(
-        model={"sha256": model_fingerprint(model)},
-        tokens={"sha256": fingerprint(tokens), "shape": list(tokens.shape)},
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        seed=seed,
-        metrics=list(dict.fromkeys(table["metric"])),
-    )
-    with staged_directory(out) as folder:
-        write_parquet(folder / "scores.parquet", table)
-        write_json(folder / "manifest.json", manifest)
-    return Path(out)
