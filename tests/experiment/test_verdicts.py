@@ -132,7 +132,9 @@ def test_param_attenuation_reads_the_stored_resamples(run):
     norms = np.array([9.0, 5.0, 1.0, 3.0, 7.0])
     folder = run.root / "probe"
     folder.mkdir()
-    layers = pd.DataFrame({"measure": "grad_param", "layer": range(5), "value": norms, "n": N})
+    columns = {"measure": "grad_param", "layer": range(5), "site": "block", "value": norms, "n": N}
+    # a group of weights is no block
+    layers = pd.concat([pd.DataFrame(columns), pd.DataFrame(columns | {"site": "q", "value": norms[::-1]})])
     layers.to_parquet(folder / "layers.parquet")
     draws = [(layer, d, norms[layer] * (1 + 0.001 * d)) for layer in range(5) for d in range(4)]
     pd.DataFrame(draws, columns=["layer", "draw", "value"]).to_parquet(folder / "resamples.parquet")
