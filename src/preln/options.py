@@ -29,6 +29,11 @@ def count(text: str) -> int:
     return value
 
 
+def counts(text: str) -> list[int]:
+    """Whole numbers of at least 1, comma-separated."""
+    return [count(part) for part in text.split(",")]
+
+
 def seed(text: str) -> int:
     """A whole number of at least 0."""
     if not text.isdecimal():
@@ -116,8 +121,15 @@ def build_parser(version: str) -> Parser:
         "--metrics",
         default="all",
         help="comma-separated names; all means every criterion that shares its passes, so not the greedy and "
-        "iterative ones: sleb, attenuated_contribution, taylor_by_sequence, METRIC@k (k at a time) are asked "
-        "for by name (default: %(default)s)",
+        "iterative ones: sleb, attenuated_contribution, taylor_by_sequence, METRIC@k (k at a time), and over "
+        "halves finercut, llm_drop_attention, llm_drop_mlp are asked for by name (default: %(default)s)",
+    )
+    score.add_argument(
+        "--damage",
+        type=counts,
+        metavar="N[,N…]",
+        help="also measure, on held-out text, the loss without the first N blocks of every criterion, and "
+        "how far the criteria agree: writes damage.parquet and correlations.parquet",
     )
     score.add_argument(
         "--drop",

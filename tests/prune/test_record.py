@@ -51,7 +51,7 @@ def test_the_command_takes_a_number_and_a_protection(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--metrics", "finercut"], "score_halves"),
+        (["--metrics", "guess,finercut"], "guess"),
         (["--metrics", "sleb", "--drop", "4"], "size 4 of 4"),
         (["--metrics", "sleb", "--protect", "guess"], "guess"),
         (["--metrics", "angular", "--drop", "3", "--protect", "sleb"], "leaves only 2"),

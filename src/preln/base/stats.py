@@ -56,3 +56,26 @@ def bootstrap_interval(
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(samples, [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+def paired_intervals(
+    differences: npt.ArrayLike, weights: npt.ArrayLike, *, draws: int = 1000, seed: int = 0
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """95 % percentile intervals of many weighted means over the same units, resampled together.
+
+    Args:
+        differences: ``[rows, n]``, one column a unit that is resampled.
+        weights: ``[n]`` non-negative weights.
+        draws: Number of resamples.
+        seed: Fixes the resamples.
+
+    Returns:
+        Lower and upper ends, ``[rows]`` each; NaN with one unit only, which shows no spread.
+    """
+    rows, w = np.asarray(differences, dtype=np.float64), np.asarray(weights, dtype=np.float64)
+    if len(w) < 2:
+        return np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+    picks = resample_indices(len(w), draws=draws, seed=seed)
+    samples = np.einsum("rds,ds->rd", rows[:, picks], w[picks]) / w[picks].sum(axis=1)
+    low, high = np.quantile(samples, [0.025, 0.975], axis=1)
+    return low, high

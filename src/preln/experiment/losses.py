@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from preln.base.stats import resample_indices
+from preln.base.stats import paired_intervals
 
 DENSE_ROW = -1  # the layer that stands for the whole model in leave-one-out tables
 
@@ -13,18 +13,19 @@ DENSE_ROW = -1  # the layer that stands for the whole model in leave-one-out tab
 def damages(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     """Leave-one-out losses by block: layer, loss, delta to the whole model with its interval, n."""
     losses, weights = loss_matrix(table)
-    picks = resample_indices(len(weights), seed=seed)
-    dense = losses.loc[DENSE_ROW].to_numpy()
-    rows = []
-    for layer in range(len(losses) - 1):
-        own = losses.loc[layer].to_numpy()
-        w = weights[picks]
-        deltas = ((own - dense)[picks] * w).sum(axis=1) / w.sum(axis=1)
-        low, high = np.quantile(deltas, [0.025, 0.975])
-        loss = float(own @ weights / weights.sum())
-        delta = float((own - dense) @ weights / weights.sum())
-        rows.append((int(layer), loss, delta, float(low), float(high), len(weights)))
-    return pd.DataFrame(rows, columns=["layer", "loss", "delta", "low", "high", "n"])
+    whole = losses.loc[DENSE_ROW].to_numpy()
+    kept = losses.drop(index=DENSE_ROW).sort_index()
+    differences = kept.to_numpy() - whole
+    low, high = paired_intervals(differences, weights, seed=seed)
+    columns = {
+        "layer": kept.index.to_numpy(),
+        "loss": kept.to_numpy() @ weights / weights.sum(),
+        "delta": differences @ weights / weights.sum(),
+        "low": low,
+        "high": high,
+        "n": len(weights),
+    }
+    return pd.DataFrame(columns)
 
 
 def loss_matrix(table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from preln.base.rooms import callable_room
 from preln.prune.command import carry_out, plan_for
+from preln.prune.compare import Comparison, compare
 from preln.prune.criteria import CRITERIA, Criterion, random_orders
-from preln.prune.half_scores import score_halves
+from preln.prune.half_scores import score_any, score_halves
 from preln.prune.plan import (
     PRESETS,
     Plan,
@@ -16,8 +17,9 @@ from preln.prune.plan import (
     read_plan,
     write_plan,
 )
-from preln.prune.record import write_scores
+from preln.prune.record import describe_scores, orders, write_scores
 from preln.prune.registry import HALF_METRICS
+from preln.prune.removals import removal_losses
 from preln.prune.replace import REPLACEMENTS, elder_weights, replace_blocks
 from preln.prune.scores import leave_one_out, score
 from preln.prune.surgery import prune, write_checkpoint
@@ -28,13 +30,17 @@ __all__ = [
     "HALF_METRICS",
     "PRESETS",
     "REPLACEMENTS",
+    "Comparison",
     "Criterion",
     "Plan",
     "carry_out",
+    "compare",
     "depth_sweep",
+    "describe_scores",
     "elder_weights",
     "leave_one_out",
     "make_plan",
+    "orders",
     "parse_layers",
     "plan_for",
     "plan_layers",
@@ -42,8 +48,10 @@ __all__ = [
     "prune",
     "random_orders",
     "read_plan",
+    "removal_losses",
     "replace_blocks",
     "score",
+    "score_any",
     "score_halves",
     "write_checkpoint",
     "write_plan",

@@ -57,13 +57,19 @@ class Stack:
         """The states behind block ``start`` and every later one, without the parts ``gone``."""
         state = walk.states[start]
         for index in range(start, len(walk.blocks)):
-            here = [number for number in gone if self.parts[number].block == index]
-            whole = any(self.parts[number].silenced is None for number in here)
-            if not (whole or any(group <= set(here) for group in self.skip)):
-                silenced = [m for number in here for m in self.parts[number].silenced or ()]
-                with returning(silenced) if silenced else nullcontext():
-                    state = walk.through(state, [index])
+            state = self.behind_one(walk, index, state, gone)
             yield state
+
+    def behind_one(self, walk: Walk, index: int, state: Tensor, gone: Iterable[int]) -> Tensor:
+        """The state behind one block, without those of the parts ``gone`` that lie in it."""
+        here = [number for number in gone if self.parts[number].block == index]
+        if any(self.parts[number].silenced is None for number in here):
+            return state
+        if any(group <= set(here) for group in self.skip):
+            return state
+        silenced = [m for number in here for m in self.parts[number].silenced or ()]
+        with returning(silenced) if silenced else nullcontext():
+            return walk.through(state, [index])
 
     def without(self, walk: Walk, number: int) -> Tensor:
         """x[L] without one more part; what lies in front of it is not run again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,8 +21,8 @@ from preln.prune.angles import angles
 from preln.prune.branches import Half, find_halves, llm_drop, whole_blocks
 from preln.prune.evidence import Request
 from preln.prune.greedy import Stack, remove_greedily
-from preln.prune.registry import HALF_METRICS, Ranked, split_names
-from preln.prune.scores import how_many, make_request
+from preln.prune.registry import HALF_METRICS, Ranked, choose_metrics, shared_metrics, split_names
+from preln.prune.scores import how_many, make_request, score
 from preln.prune.walk import Walk, walk
 
 if TYPE_CHECKING:
@@ -139,6 +139,38 @@ def score_halves(
     table = pd.concat(frames, ignore_index=True)
     table.attrs = {"size": size, "protect": protect}
     return table
+
+
+def score_any(
+    model: PreTrainedModel,
+    batch: Int[Tensor, "n t"],
+    metrics: str | Sequence[str] = "all",
+    *,
+    seed: int = 0,
+    size: int | None = None,
+    protect: str = "none",
+) -> pd.DataFrame:
+    """Scores under criteria over blocks and over halves: the table of :func:`preln.prune.score`.
+
+    With a criterion over halves it has a column ``half`` more, which says ``block`` for the other ones.
+
+    Raises:
+        InputError: See :func:`preln.prune.score` and :func:`preln.prune.score_halves`.
+    """
+    names = split_names(metrics, shared_metrics())
+    halves = [name for name in names if name.partition("@")[0] in HALF_METRICS]
+    blocks = [name for name in names if name not in halves]
+    if blocks:
+        choose_metrics(blocks)
+    if not halves:
+        return score(model, batch, blocks, seed=seed, size=size, protect=protect)
+    by_half = score_halves(model, batch, halves, size=size, protect=protect)
+    if not blocks:
+        return by_half
+    by_block = score(model, batch, blocks, seed=seed, size=size, protect=protect)
+    table = pd.concat([by_block.assign(half="block"), by_half], ignore_index=True)
+    table.attrs = by_block.attrs
+    return table.loc[:, ["metric", "layer", "half", "score", "rank"]]
 
 
 def _finercut(request: Request, walks: list[Walk], halves: list[Half], name: str, size: int) -> Ranked:

@@ -118,17 +118,25 @@ def lowest_first(scores: Array) -> list[int]:
 
 
 def split_names(metrics: str | Iterable[str], everything: Iterable[str]) -> list[str]:
-    """Names without repetition from ``"all"``, a comma-separated string, or a list.
+    """Names without repetition from a comma-separated string or a list; ``"all"`` stands for ``everything``.
 
     Raises:
         InputError: None at all.
+
+    >>> split_names("sleb,all", ["reverse", "random"])
+    ['sleb', 'reverse', 'random']
     """
-    if isinstance(metrics, str):
-        metrics = list(everything) if metrics == "all" else [m.strip() for m in metrics.split(",")]
-    names = list(dict.fromkeys(metrics))
+    given = [m.strip() for m in metrics.split(",")] if isinstance(metrics, str) else list(metrics)
+    known = list(everything)
+    names = list(dict.fromkeys(name for m in given for name in (known if m == "all" else [m])))
     if not names:
         raise InputError("no metric named: name at least one, or all")
     return names
+
+
+def shared_metrics() -> list[str]:
+    """Criteria that share their passes: what ``"all"`` means."""
+    return [name for name, each in CRITERIA.items() if each.shared]
 
 
 def choose_metrics(metrics: str | Iterable[str]) -> list[str]:
@@ -141,7 +149,7 @@ def choose_metrics(metrics: str | Iterable[str]) -> list[str]:
     >>> choose_metrics("reverse,random,block_influence@2")
     ['reverse', 'random', 'block_influence@2']
     """
-    names = split_names(metrics, (name for name, c in CRITERIA.items() if c.shared))
+    names = split_names(metrics, shared_metrics())
     for name in names:
         if name.partition("@")[0] in HALF_METRICS:
             raise InputError(

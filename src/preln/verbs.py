@@ -1,0 +1,199 @@
+"""Verbs that take a model: each reads its arguments, calls one room, and prints what came back."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from preln.base.errors import InputError
+
+Outcome = tuple[dict[str, Any], int]
+DONE, NOT_HELD, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def _tokens(
+    arguments: argparse.Namespace,
+    tokenizer: Any,
+    split: Literal["train", "validation"] = "train",
+    count: int | None = None,
+) -> Any:
+    from preln.data import load_tokens
+
+    return load_tokens(
+        arguments.data,
+        tokenizer,
+        sequences=count or arguments.sequences,
+        length=arguments.length,
+        seed=arguments.seed,
+        split=split,
+    )
+
+
+def _model(arguments: argparse.Namespace) -> Any:
+    from preln.models import load_model
+
+    return load_model(
+        arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        attn_implementation=getattr(arguments, "attention", None),
+        seed=arguments.seed,
+    )
+
+
+def _free(out: str | None) -> str | None:
+    """``out`` if a new folder can be made there: said before the work, not after it."""
+    path = Path(out) if out else None
+    if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"--out {out}: exists and is not an empty folder: name another, or remove it")
+    return out
+
+
+def probe(arguments: argparse.Namespace) -> Outcome:
+    """Measure a model."""
+    from preln.probe import answers, describe, probe_tables, write_probe
+
+    _free(arguments.out)
+    model, tokenizer = _model(arguments)
+    resume = Path(f"{os.fspath(arguments.out).rstrip('/')}.resume") if arguments.out else None
+    result = probe_tables(
+        model,
+        _tokens(arguments, tokenizer),
+        measures=arguments.measures.split(",") if arguments.measures else None,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        jacobian_sequences=arguments.jacobian_sequences,
+        resume=resume,
+    )
+    if arguments.out:
+        write_probe(result, arguments.out)
+        shutil.rmtree(str(resume), ignore_errors=True)
+    print(describe(result.layers, result.manifest["notes"]))
+    keys = ("placement", "loss", "dtype", "attn_implementation", "num_blocks")
+    said = {"answers": answers(result.layers)} | {key: result.manifest[key] for key in keys}
+    return {"out": arguments.out, **said}, DONE
+
+
+def score(arguments: argparse.Namespace) -> Outcome:
+    """Score every block under some metrics, and measure what following each of them costs."""
+    from preln.data import fingerprint
+    from preln.prune import compare, describe_scores, orders, score_any, write_scores
+
+    if arguments.damage and arguments.drop:
+        raise InputError("--drop, --damage: the sizes of --damage are the numbers to go: leave --drop out")
+    _free(arguments.out)
+    model, tokenizer = _model(arguments)
+    tokens = _tokens(arguments, tokenizer)
+    told = {"seed": arguments.seed, "protect": arguments.protect}
+    said: dict[str, Any] = {"protect": arguments.protect}
+    extra: dict[str, Any] = {}
+    facts: dict[str, Any] = {"name": arguments.model, "source": arguments.data}
+    if arguments.damage:
+        held_out = _tokens(arguments, tokenizer, "validation")
+        found = compare(model, tokens, held_out, arguments.metrics, drops=arguments.damage, **told)
+        table, extra = found.scores, {"correlations": found.correlations, "damage": found.damage}
+        facts["held_out"] = {"sha256": fingerprint(held_out), "shape": list(held_out.shape)}
+        damage = found.damage.astype(object).where(found.damage.notna(), None)
+        said |= {"size": max(arguments.damage), "damage": damage.to_dict("records")}
+    else:
+        table = score_any(model, tokens, arguments.metrics, size=arguments.drop, **told)
+        said["size"] = table.attrs["size"]
+    if arguments.out:
+        write_scores(table, model, tokens, arguments.out, seed=arguments.seed, extra=extra, **facts)
+    print(describe_scores(table))
+    if extra:
+        matrix = extra["correlations"].pivot(index="metric", columns="other", values="spearman")
+        print(f"\nrank correlation of the orders of blocks\n{matrix.round(2).to_string()}")
+        print(f"\nheld-out loss without the first blocks\n{extra['damage'].round(4).to_string(index=False)}")
+    return said | {"out": arguments.out, "order": orders(table)}, DONE
+
+
+def prune(arguments: argparse.Namespace) -> Outcome:
+    """Cut blocks or halves of blocks out of a model, or replace them, and write a checkpoint."""
+    from preln.models import licence_of
+    from preln.prune import carry_out, write_checkpoint
+
+    if not arguments.out:
+        raise InputError("--out is missing: name the folder for the pruned checkpoint")
+    _free(arguments.out)
+    model, tokenizer = _model(arguments)
+    small, plan = carry_out(
+        model,
+        lambda: _tokens(arguments, tokenizer),
+        name=arguments.model,
+        method=arguments.method,
+        settings=arguments.set,
+        compact=arguments.format == "compact",
+        metric=arguments.metric,
+        drop=arguments.drop,
+        layers=arguments.layers,
+        plan=arguments.plan,
+        protect=arguments.protect,
+        seed=arguments.seed,
+    )
+    print(plan.describe(), flush=True)
+    licence = licence_of(arguments.model)
+    write_checkpoint(small, tokenizer, plan, arguments.out, licence=licence)
+    halves = {"drop_attention": list(plan.drop_attention), "drop_mlp": list(plan.drop_mlp)}
+    said: dict[str, Any] = halves if any(halves.values()) else {}
+    if plan.method != "remove":
+        said["method"] = plan.method
+    return {"out": arguments.out, "drop": list(plan.drop), "keep": list(plan.keep)} | said, DONE
+
+
+def heal(arguments: argparse.Namespace) -> Outcome:
+    """Recover a pruned model."""
+    from preln.heal import heal_model
+
+    if not arguments.out:
+        raise InputError("--out is missing: name the folder for the healed checkpoint")
+    _free(arguments.out)
+    model, tokenizer = _model(arguments)
+    result = heal_model(
+        model,
+        _tokens(arguments, tokenizer),
+        recipe=arguments.recipe,
+        validation=_tokens(arguments, tokenizer, "validation", arguments.validation_sequences),
+        tokenizer=tokenizer,
+        out=arguments.out,
+        adapter=arguments.adapter,
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        checkpoint_every=arguments.checkpoint_every,
+        seed=arguments.seed,
+    )
+    keys = ("loss_before", "loss_after", "trainable_parameters", "steps", "tokens", "seconds")
+    summary = {key: result.manifest[key] for key in keys}
+    print(f"validation loss {summary['loss_before']:.4f} -> {summary['loss_after']:.4f}: {arguments.out}")
+    return {"out": arguments.out, **summary}, DONE
+
+
+def evaluate(arguments: argparse.Namespace) -> Outcome:
+    """Weigh a model: perplexity and tasks."""
+    from preln.evaluate import evaluate as weigh
+    from preln.evaluate import write_results
+
+    _free(arguments.out)
+    tasks = [name for name in (arguments.tasks or "").split(",") if name]
+    model, tokenizer = _model(arguments)
+    tokens = _tokens(arguments, tokenizer, "validation") if arguments.data else None
+    result = weigh(
+        model,
+        tokenizer,
+        tasks or None,
+        tokens=tokens,
+        limit=arguments.limit,
+        source=arguments.source,
+        seed=arguments.seed,
+        name=arguments.model,
+    )
+    if arguments.out:
+        write_results(result, arguments.out)
+    shown = {"tasks": result["tasks"], "mean_acc": result["mean_acc"], "perplexity": result.get("perplexity")}
+    print(json.dumps(shown, indent=2))
+    return {"out": arguments.out, **shown}, DONE
