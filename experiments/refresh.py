@@ -1,7 +1,8 @@
 """Commit a finished run: export it without weights, redraw the pictures of docs, fill the README's tables.
 
 Usage: python experiments/refresh.py runs/quickstart
-       python experiments/refresh.py --probe runs/smollm2-probe   (the folder of a `preln probe`)
+       python experiments/refresh.py --probe runs/smollm2-probe     (the folder of a `preln probe`)
+       python experiments/refresh.py --scores runs/smollm2-scores   (of a `preln score --damage`)
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from preln.base.errors import InputError
 from preln.base.files import read_json, write_text
 from preln.experiment.export import export_run
-from preln.report import build_report
+from preln.report import build_report, probe_page, selection
 from preln.report.jacobian_figures import jacobian_bounds, logit_lens
 from preln.report.load import load_run
 from preln.report.markdown import fill, refresh_readme
-from preln.report.probe_page import parts
 from preln.report.style import render
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ("depth-profile", "theory-initialisation", "theory-growth", "theory-mutants")
@@ -29,11 +33,7 @@ PICTURES = ("depth-profile", "theory-initialisation", "theory-growth", "theory-m
 
 def main(run: str) -> int:
     """Refresh everything that is made from ``run``."""
-    try:
-        results = export_run(run, ROOT / "experiments" / "results" / Path(run).name)
-    except InputError as error:
-        print(f"refresh: {error}", file=sys.stderr)
-        return 2
+    results = export_run(run, ROOT / "experiments" / "results" / Path(run).name)
     with tempfile.TemporaryDirectory() as scratch:
         build_report([results], Path(scratch) / "report")
         (ROOT / "docs").mkdir(exist_ok=True)
@@ -44,20 +44,52 @@ def main(run: str) -> int:
     return 0
 
 
-def probe(folder: str) -> int:
-    """Refresh the page of the probe from the folder that ``preln probe`` wrote."""
+def keep(folder: str) -> Path:
+    """Copy a folder that a command wrote to the committed results.
+
+    Raises:
+        InputError: It was made from uncommitted code.
+    """
     if read_json(Path(folder) / "manifest.json")["git"]["dirty"] is not False:
-        print(f"refresh: {folder}: made from uncommitted code: commit, and probe again", file=sys.stderr)
-        return 2
+        raise InputError(f"{folder}: made from uncommitted code: commit, and run again")
     results = ROOT / "experiments" / "results" / Path(folder).name
     shutil.copytree(folder, results, dirs_exist_ok=True)
+    return results
+
+
+def draw(name: str, figure: Figure) -> None:
+    """Store a picture of docs."""
+    (ROOT / "docs" / f"{name}.png").write_bytes(render(figure, "png"))
+
+
+def probe(folder: str) -> int:
+    """Refresh the page of the probe from the folder that ``preln probe`` wrote."""
+    results = keep(folder)
     layers = pd.read_parquet(results / "layers.parquet")
-    for name, draw in (("jacobian_bounds", jacobian_bounds), ("logit_lens", logit_lens)):
-        (ROOT / "docs" / f"{name}.png").write_bytes(render(draw(layers, width="double"), "png"))
+    draw("jacobian_bounds", jacobian_bounds(layers, width="double"))
+    draw("logit_lens", logit_lens(layers, width="double"))
     page = ROOT / "docs" / "probe.md"
-    write_text(page, fill(page, parts(results)))
+    write_text(page, fill(page, probe_page.parts(results)))
     return 0
 
 
+def scores(folder: str) -> int:
+    """Refresh the page of criteria, and README's table of systems, from what ``preln score`` wrote."""
+    results = keep(folder)
+    draw(
+        "selection_damage",
+        selection.selection_damage(pd.read_parquet(results / "damage.parquet"), width="double"),
+    )
+    page, readme = ROOT / "docs" / "criteria.md", ROOT / "README.md"
+    write_text(page, fill(page, selection.parts(results)))
+    write_text(readme, fill(readme, {"systems": selection.systems()}))
+    return 0
+
+
+KINDS = {"--probe": probe, "--scores": scores}
+
 if __name__ == "__main__":
-    sys.exit(probe(sys.argv[2]) if sys.argv[1] == "--probe" else main(sys.argv[1]))
+    try:
+        sys.exit(KINDS[sys.argv[1]](sys.argv[2]) if sys.argv[1] in KINDS else main(sys.argv[1]))
+    except InputError as error:
+        sys.exit(f"refresh: {error}")

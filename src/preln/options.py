@@ -137,6 +137,11 @@ def build_parser(version: str) -> Parser:
         metavar="N",
         help="how many blocks are to go: criteria that choose a set choose it for N (default: a quarter)",
     )
+    score.add_argument(
+        "--validation-sequences",
+        type=count,
+        help="held-out windows of --damage (default: as many as --sequences)",
+    )
     score.add_argument("--protect", default="none", help="none, uidl, sleb, shortened-plus, finercut")
 
     prune = _add(

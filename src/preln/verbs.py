@@ -93,7 +93,7 @@ def score(arguments: argparse.Namespace) -> Outcome:
     extra: dict[str, Any] = {}
     facts: dict[str, Any] = {"name": arguments.model, "source": arguments.data}
     if arguments.damage:
-        held_out = _tokens(arguments, tokenizer, "validation")
+        held_out = _tokens(arguments, tokenizer, "validation", arguments.validation_sequences)
         found = compare(model, tokens, held_out, arguments.metrics, drops=arguments.damage, **told)
         table, extra = found.scores, {"correlations": found.correlations, "damage": found.damage}
         facts["held_out"] = {"sha256": fingerprint(held_out), "shape": list(held_out.shape)}

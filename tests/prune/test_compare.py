@@ -127,7 +127,17 @@ def test_halves_and_blocks_in_one_table():
 
 def test_the_command_writes_all_three_tables(tmp_path, capsys):
     words = ["score", "tiny:llama:5", "--metrics", "reverse,angular,finercut", "--damage", "1,2"]
-    words += ["--sequences", "2", "--length", "16", "--out", str(tmp_path / "out"), "--json"]
+    words += [
+        "--sequences",
+        "2",
+        "--validation-sequences",
+        "3",
+        "--length",
+        "16",
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+    ]
     assert main(words) == 0
     said = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert said["order"]["reverse"] == [4, 3, 2, 1, 0] and len(said["order"]["finercut"]) == 10
@@ -135,7 +145,8 @@ def test_the_command_writes_all_three_tables(tmp_path, capsys):
     assert len(damage) == 7 and len(said["damage"]) == 7
     assert len(pd.read_parquet(tmp_path / "out" / "correlations.parquet")) == 9
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["held_out"]["shape"] == [2, 16]
+    assert manifest["held_out"]["shape"] == [3, 16]
+    assert (manifest["size"], manifest["protect"]) == (2, "none")
     assert manifest["held_out"]["sha256"] != manifest["tokens"]["sha256"]
 
 

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from preln.base.errors import InputError
+from preln.base.files import read_json
 from preln.models import tiny_model
 from preln.probe import MEASURES, answers, probe_tables, write_probe
 from preln.report import figures
 from preln.report.markdown import fill
 from preln.report.probe_page import measures, parts
+from preln.report.style import render
 
 ROOT = Path(__file__).parents[2]
 PAGE = "\n".join(
@@ -75,12 +77,16 @@ def test_the_answers_are_those_of_the_table(layers):
         assert {layer for layer, where in above if where == site} == set(sigma[sigma > 1].index)
 
 
-def test_bounds_hold(layers):
+def check_bounds(layers):
     for name in ("update_sigma", "block_sigma", "stack_sigma", "stack_sigma_product"):
         value = mean(layers, name)
         bound = mean(layers, "stack_sigma_bound" if name == "stack_sigma_product" else f"{name}_bound")
         assert (value <= bound * (1 + 1e-3)).all(), name
     assert (mean(layers, "block_sigma_min_bound") <= mean(layers, "block_sigma_min") + 1e-3).all()
+
+
+def test_bounds_hold(layers):
+    check_bounds(layers)
 
 
 def test_a_page_without_markers_is_refused(tmp_path):
@@ -105,3 +111,32 @@ def test_nothing_is_drawn_from_nothing(layers):
     for draw in (figures.jacobian_bounds, figures.logit_lens):
         with pytest.raises(InputError, match="nothing to draw"):
             draw(empty)
+
+
+COMMITTED = ROOT / "experiments" / "results" / "smollm2-probe"
+
+
+def test_the_committed_page_is_that_of_the_committed_tables():
+    page = ROOT / "docs" / "probe.md"
+    assert fill(page, parts(COMMITTED)) == page.read_text(encoding="utf-8")
+
+
+def test_the_committed_probe_is_of_the_real_model_and_whole():
+    manifest = read_json(COMMITTED / "manifest.json")
+    assert manifest["git"]["dirty"] is False and manifest["num_blocks"] == 30
+    assert manifest["model"].startswith("smollm2-135m")
+    assert set(MEASURES) <= set(pd.read_parquet(COMMITTED / "layers.parquet")["measure"])
+
+
+def test_bounds_hold_on_the_real_model():
+    layers = pd.read_parquet(COMMITTED / "layers.parquet")
+    check_bounds(layers)
+    for site in ("attention", "mlp", "final_norm"):
+        sigma, bound = (mean(layers, name, site) for name in ("norm_sigma", "norm_sigma_bound"))
+        assert (sigma <= bound * (1 + 1e-6)).all()
+
+
+def test_the_committed_pictures_are_those_of_the_tables():
+    layers = pd.read_parquet(COMMITTED / "layers.parquet")
+    for name, draw in (("jacobian_bounds", figures.jacobian_bounds), ("logit_lens", figures.logit_lens)):
+        assert render(draw(layers, width="double"), "png") == (ROOT / "docs" / f"{name}.png").read_bytes()

@@ -124,6 +124,7 @@ def compare(
     damage = pd.DataFrame([{**effects.loc[_DENSE], "metric": "dense", "drop": 0, "layers": ""}, *rows])
     damage = damage.loc[:, ["metric", "drop", "layers", "loss", "damage", "low", "high", "n"]]
     by_block = scores.loc[scores["half"] == "block"]
+    scores.attrs = {"size": sizes[-1], "protect": protect}
     return Comparison(scores, rank_correlations(by_block, sizes[-1]), damage.astype({"n": int}))
 
 

@@ -73,7 +73,7 @@ def jacobian_bounds(layers: pd.DataFrame, *, width: str = "single") -> Figure:
 
 
 def _draw(axis: Axes, table: pd.DataFrame, curves: dict[str, tuple[str, bool]]) -> None:
-    shown = []
+    shown, first = [], True
     for (name, (label, measured)), colour, marker in zip(curves.items(), CYCLE, MARKERS, strict=False):
         rows = table.loc[table["measure"] == name]
         if rows.empty:
@@ -81,11 +81,14 @@ def _draw(axis: Axes, table: pd.DataFrame, curves: dict[str, tuple[str, bool]]) 
         shown.extend(rows["value"])
         if measured:
             band(axis, rows, color=colour, marker=marker, label=label)
+            if not first:  # curves that nearly agree: the later one's marks are open, so that both are seen
+                axis.get_lines()[-1].set(markerfacecolor="none", linestyle="none", markersize=7)
+            first = False
         else:
             axis.plot(rows["layer"], rows["value"], color=colour, linestyle=DASHES[1], label=label)
     axis.axhline(1.0, color=INK, linewidth=0.7, linestyle=(0, (2, 2)))
     scale_axis(axis.yaxis, [*shown, 1.0])
-    axis.legend(loc="best")
+    axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)  # above: no curve runs under it
 
 
 def lens_table(layers: pd.DataFrame) -> pd.DataFrame:
