@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "anatomy": "preln.models",
     "load_model": "preln.models",
+    "load_rows": "preln.data",
     "load_tokens": "preln.data",
     "score": "preln.prune",
     "verify": "preln.testing.verify",

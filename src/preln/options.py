@@ -182,7 +182,54 @@ def build_parser(version: str) -> Parser:
 
     heal = _add(verbs, version, "heal", "recover a pruned model")
     _with_data(heal, sequences=256)
-    heal.add_argument("--recipe", required=True, help="head, partial-1, partial-2, partial-3, lora, …")
+    heal.add_argument(
+        "--recipe",
+        required=True,
+        help="head, partial-1, partial-2, partial-3, full, lora, dora, qlora, uidl, distill, seam, "
+        "reassess-… and their like; several, comma-separated, with --sweep",
+    )
+    heal.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="any field of the recipe, its adapter or its settings, such as rank=16; may be repeated",
+    )
+    heal.add_argument(
+        "--rows", type=count, metavar="N", help="train on N rows of text or instructions, packed, not windows"
+    )
+    heal.add_argument("--padded", action="store_true", help="one row a window, padded, instead of packed")
+    heal.add_argument("--template", choices=("auto", "alpaca", "chat"), help="of instruction rows")
+    heal.add_argument("--teacher", metavar="MODEL", help="the unpruned model, for distill and seam")
+    heal.add_argument(
+        "--dropped",
+        metavar="LAYERS",
+        help="blocks that were removed from it, as 3,4,20-23 (default: those of MODEL's plan.yaml)",
+    )
+    heal.add_argument(
+        "--sweep",
+        metavar="NAME=V,V",
+        action="append",
+        default=[],
+        help="heal with each of these values, such as learning_rate=1e-5,1e-4, and write tables; may be "
+        "repeated",
+    )
+    heal.add_argument("--seeds", type=count, default=1, help="runs of each in a sweep (default: %(default)s)")
+    heal.add_argument(
+        "--cache",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="store what the blocks in front of those that train make of every row (default: %(default)s)",
+    )
+    heal.add_argument(
+        "--cache-dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the stored numbers (default: the model's)",
+    )
+    heal.add_argument(
+        "--cache-budget", type=positive, metavar="GIB", help="most disk space for it (default: what is free)"
+    )
     heal.add_argument("--steps", type=count, help="optimizer steps (default: the recipe's)")
     heal.add_argument("--batch-size", type=count, help="rows in a step (default: the recipe's)")
     heal.add_argument("--learning-rate", type=positive, help="default: the recipe's")

@@ -145,29 +145,52 @@ def prune(arguments: argparse.Namespace) -> Outcome:
     return {"out": arguments.out, "drop": list(plan.drop), "keep": list(plan.keep)} | said, DONE
 
 
+def _rows(arguments: argparse.Namespace, tokenizer: Any, split: Literal["train", "validation"]) -> Any:
+    """Token windows, or rows of text and instructions where they are asked for."""
+    from preln.data import load_rows
+
+    count = arguments.validation_sequences if split == "validation" else None
+    if arguments.rows is None:
+        return _tokens(arguments, tokenizer, split, count)
+    return load_rows(arguments.data, split=split, limit=count or arguments.rows, seed=arguments.seed)
+
+
 def heal(arguments: argparse.Namespace) -> Outcome:
-    """Recover a pruned model."""
-    from preln.heal import heal_model
+    """Recover a pruned model, or compare ways to."""
+    from preln.heal import Cache, heal_model
+    from preln.heal.command import dropped_blocks, read_recipes, sweep_verb
+    from preln.models import load_model
 
     if not arguments.out:
         raise InputError("--out is missing: name the folder for the healed checkpoint")
+    recipes = read_recipes(arguments.recipe, arguments.set, several=bool(arguments.sweep))
     _free(arguments.out)
+    drop = dropped_blocks(arguments.model, arguments.dropped)
     model, tokenizer = _model(arguments)
+    told: dict[str, Any] = {"tokenizer": tokenizer, "packed": not arguments.padded}
+    told |= {"template": arguments.template, "drop": drop}
+    if arguments.teacher:
+        told["teacher"] = load_model(arguments.teacher, device=arguments.device, dtype=arguments.dtype)[0]
+    budget = None if arguments.cache_budget is None else int(arguments.cache_budget * 2**30)
+    resume = f"{os.fspath(arguments.out).rstrip('/')}.resume"
+    told["cache"] = Cache(Path(resume) / "prefix", arguments.cache, arguments.cache_dtype, budget)
+    names = ("steps", "batch_size", "learning_rate", "checkpoint_every")
+    settings = {name: getattr(arguments, name) for name in names}
+    train, held_out = (_rows(arguments, tokenizer, split) for split in ("train", "validation"))
+    if arguments.sweep:
+        return sweep_verb(model, train, held_out, recipes, arguments, told, settings), DONE
     result = heal_model(
         model,
-        _tokens(arguments, tokenizer),
-        recipe=arguments.recipe,
-        validation=_tokens(arguments, tokenizer, "validation", arguments.validation_sequences),
-        tokenizer=tokenizer,
+        train,
+        recipe=recipes[0],
+        validation=held_out,
         out=arguments.out,
         adapter=arguments.adapter,
-        steps=arguments.steps,
-        batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
-        checkpoint_every=arguments.checkpoint_every,
         seed=arguments.seed,
+        **told,
+        **settings,
     )
-    keys = ("loss_before", "loss_after", "trainable_parameters", "steps", "tokens", "seconds")
+    keys = ("loss_before", "loss_after", "trainable_parameters", "steps", "tokens", "seconds", "cache")
     summary = {key: result.manifest[key] for key in keys}
     print(f"validation loss {summary['loss_before']:.4f} -> {summary['loss_after']:.4f}: {arguments.out}")
     return {"out": arguments.out, **summary}, DONE

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
+from torch.nn import functional as F
 
 from preln.base.errors import InputError
 from preln.data import fingerprint
 from preln.heal import as_examples
-from preln.heal.examples import IGNORED, batch_rows
-from preln.heal.loop import mean_loss, summed_loss
+from preln.heal.examples import IGNORED, Examples, batch_rows
+from preln.heal.packing import forward_inputs
 from preln.models import tiny_model, tiny_tokenizer
 
 from .helpers import random_tokens
@@ -27,7 +30,7 @@ def test_tokens_are_supervised_everywhere() -> None:
 def test_alpaca_rows_are_supervised_on_the_response() -> None:
     tokenizer = tiny_tokenizer()
     examples = as_examples(
-        [ALPACA, {**ALPACA, "input": "", "output": "three"}], tokenizer=tokenizer, length=400
+        [ALPACA, {**ALPACA, "input": "", "output": "three"}], tokenizer=tokenizer, length=400, packed=False
     )
     for row, answer in enumerate(["3", "three"]):
         wanted = examples.labels[row] != IGNORED
@@ -43,14 +46,60 @@ def test_alpaca_rows_are_supervised_on_the_response() -> None:
     assert plain.fingerprint() != examples.fingerprint()
 
 
-def test_long_texts_are_cut_and_nothing_is_lost() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_long_texts_are_cut_and_nothing_is_lost(packed: bool) -> None:
     tokenizer = tiny_tokenizer()
-    examples = as_examples([{"text": "abcdefghij"}, {"text": "xyz"}], tokenizer=tokenizer, length=4)
+    rows = [{"text": "abcdefghij"}, {"text": "xyz"}]
+    examples = as_examples(rows, tokenizer=tokenizer, length=4, packed=packed)
+    assert examples.documents is None  # no window has room for two pieces
     texts = [
         tokenizer.decode(i[m.bool()])
         for i, m in zip(examples.input_ids, examples.attention_mask, strict=True)
     ]
     assert texts == ["abcd", "efgh", "ij<|endoftext|>", "xyz<|endoftext|>"]
+
+
+def test_fingerprints_of_old_forms_are_those_of_old() -> None:
+    """The hashes that data had before windows could be shared: a stored run must recognise its data."""
+    ids = torch.arange(6).reshape(2, 3)
+    labels, mask = ids.clone(), torch.ones_like(ids)
+    labels[0, 0], mask[1, 2] = IGNORED, 0
+    assert Examples(ids, ids).fingerprint() == fingerprint(ids)
+    parts = [fingerprint(ids), fingerprint(labels)]
+    assert Examples(ids, labels).fingerprint() == _joined(parts)
+    parts.append(fingerprint(mask))
+    assert Examples(ids, labels, mask).fingerprint() == _joined(parts)
+    shared = Examples(ids, labels, mask, torch.tensor([[0, 0, 1], [0, 1, -1]]))
+    other = Examples(ids, labels, mask, torch.tensor([[0, 1, 1], [0, 1, -1]]))
+    whole = Examples(ids, ids, None, torch.zeros_like(ids))
+    found = {e.fingerprint() for e in (shared, other, whole, Examples(ids, labels, mask), Examples(ids, ids))}
+    assert len(found) == 5
+
+
+def _joined(parts: list[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def test_what_is_done_to_windows_is_done_to_their_documents() -> None:
+    rows = [{"text": "ab"}, {"text": "abcdef"}, {"text": "cd"}, {"text": "efghij"}]
+    examples = as_examples(rows, tokenizer=tiny_tokenizer(), length=10)
+    assert examples.documents is not None
+    assert examples.documents.tolist() == [[0] * 3 + [1] * 7, [0] * 3 + [1] * 7]
+    assert examples.attention_mask is None
+    taken = examples.take([1])
+    assert taken.documents is not None
+    assert torch.equal(taken.documents, examples.documents[1:])
+    moved = taken.to(torch.device("meta"))
+    assert moved.documents is not None
+    assert all(part.device.type == "meta" for part in (moved.input_ids, moved.labels, moved.documents))
+    assert as_examples(examples) is examples
+
+
+def test_token_ids_are_left_as_they_are() -> None:
+    for packed in (False, True):
+        examples = as_examples(random_tokens(3, 5), packed=packed)
+        assert examples.documents is None
+        assert torch.equal(examples.input_ids, random_tokens(3, 5))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +141,10 @@ def test_batches_walk_through_every_epoch_once() -> None:
 def test_losses_count_supervised_tokens_only() -> None:
     model = tiny_model("llama")
     examples = as_examples(
-        [ALPACA, {**ALPACA, "output": "a longer answer"}], tokenizer=tiny_tokenizer(), length=400
+        [ALPACA, {**ALPACA, "output": "a longer answer"}],
+        tokenizer=tiny_tokenizer(),
+        length=400,
+        packed=False,
     )
     total = 0.0
     with torch.no_grad():
@@ -103,6 +155,26 @@ def test_losses_count_supervised_tokens_only() -> None:
             for t in range(1, ids.shape[1]):
                 if examples.labels[row, t] != IGNORED:
                     total -= float(log_p[t - 1, ids[0, t]])
-        together = float(summed_loss(model, examples))
-    assert together == pytest.approx(total, rel=1e-5)
-    assert mean_loss(model, examples) == pytest.approx(total / examples.supervised, rel=1e-5)
+        logits = model(**forward_inputs(model, examples)).logits[:, :-1].double()
+        together = F.cross_entropy(
+            logits.flatten(0, 1), examples.labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+    assert float(together) == pytest.approx(total, rel=1e-6)
+
+
+def test_packing_is_the_default_of_rows_and_saves_windows() -> None:
+    rows = [{"instruction": f"Say {n}.", "output": "yes " * (20 * (n % 4 == 0))} for n in range(12)]
+    options = {"tokenizer": tiny_tokenizer(), "length": 400, "template": "alpaca"}
+    packed, apart = as_examples(rows, **options), as_examples(rows, **options, packed=False)
+    assert packed.documents is not None
+    assert apart.documents is None
+    assert (packed.tokens, packed.supervised) == (apart.tokens, apart.supervised)
+    assert packed.input_ids.numel() < apart.input_ids.numel()
+    assert len(packed) < len(apart) == 12
+    everything = as_examples(rows, **options, supervise="all")
+    assert everything.tokens == packed.tokens
+    assert everything.supervised == packed.tokens - 12  # the first token of a row is never predicted
+    with pytest.raises(InputError, match="supervise='none'"):
+        as_examples(rows, **options, supervise="none")
+    with pytest.raises(InputError, match="row 0: the tokenizer has no chat template"):
+        as_examples(rows, **{**options, "template": "chat"})

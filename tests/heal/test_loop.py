@@ -11,6 +11,7 @@ from preln.base.errors import InputError
 from preln.heal import apply_trained, train
 from preln.heal.examples import batch_rows
 from preln.models import tiny_model, tiny_tokenizer, token_losses
+from preln.models.through import states_at
 
 from .helpers import random_tokens, settings
 
@@ -70,14 +71,18 @@ def test_three_steps_equal_torch_adamw_to_the_last_bit(recipe: str) -> None:
     for step in range(3):
         optimizer.param_groups[0]["lr"] = plan.rate(step)
         ids = tokens[batch_rows(len(tokens), 4, 0, step)]
-        labels = F.pad(ids[:, 1:], (0, 1), value=-100)
-        logits = mine(input_ids=ids, use_cache=False).logits
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / (4 * 15)
+        state = states_at(mine, mine.model.layers, {"input_ids": ids, "use_cache": False}, [4])[4]
+        # the same shapes as in the loop: final norm and head at the tokens that count alone
+        logits = mine.lm_head(mine.model.norm(state[:, :-1].flatten(0, 1)))
+        losses = F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
         optimizer.zero_grad()
-        loss.backward()
+        (losses.sum() / (4 * 15)).backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        assert loss.item() == result.history.loc[result.history["split"] == "train", "loss"].iloc[step]
+        assert (
+            float(losses.detach().sum(dtype=torch.float64)) / 60
+            == result.history.loc[result.history["split"] == "train", "loss"].iloc[step]
+        )
     for name, tensor in mine.state_dict().items():
         assert torch.equal(tensor, result.model.state_dict()[name]), name
 

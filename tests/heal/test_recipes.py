@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from preln.base.errors import InputError
 from preln.heal import (
+    Adapter,
     Recipe,
     TrainingSettings,
     get_recipe,
@@ -18,6 +20,7 @@ from preln.heal import (
     trainable_shapes,
 )
 from preln.heal.prepare import finish, prepare
+from preln.heal.recipes import override
 from preln.models import tiny_model
 
 from .helpers import random_tokens, settings
@@ -29,19 +32,91 @@ LORA_BLOCK = 8 * ((D + D) * 2 + (D + KV) * 2 + (D + FF) * 3)
 
 
 def test_names_of_the_contract_and_presets() -> None:
-    names = {"head", "partial-1", "partial-2", "partial-3", "lora"}
-    assert names <= set(recipe_names())
+    names = {"head", "partial-1", "partial-2", "partial-3", "lora", "qlora"}
+    assert names | {"full", "dora", "uidl", "distill", "seam"} <= set(recipe_names())
     assert {f"reassess-{name}" for name in names} <= set(recipe_names())
 
 
-def test_published_presets() -> None:
-    for name in ("reassess-head", "reassess-partial-3", "reassess-lora", "reassess-partial-7"):
-        recipe = get_recipe(name)
-        wanted = recipe.settings
-        assert (wanted.learning_rate, wanted.batch_size, wanted.warmup_steps) == (1e-5, 64, 100)
-        assert (wanted.epochs, wanted.schedule, wanted.select, recipe.length) == (2, "linear", "best", 256)
-    adapter = get_recipe("reassess-lora").adapter
-    assert (adapter.rank, adapter.alpha, adapter.dropout) == (8, 16, 0.05)
+def test_recipes_are_what_their_names_say() -> None:
+    assert get_recipe("full").kind == "full"
+    assert get_recipe("dora").adapter == dataclasses.replace(get_recipe("lora").adapter, dora=True)
+    assert get_recipe("qlora").adapter == get_recipe("lora").adapter
+    uidl = get_recipe("uidl")
+    assert (uidl.quantised, uidl.adapter.mlp_only, uidl.adapter.numerator) == ("nf4", True, uidl.adapter.rank)
+    assert override(uidl, rank=3).adapter.numerator == 3
+    assert override(uidl, rank=3).described()["adapter"]["alpha"] == 3
+    objectives = {name: get_recipe(name).objective for name in ("lora", "distill", "seam")}
+    assert objectives == {"lora": "next_token", "distill": "distill", "seam": "seam"}
+    assert [get_recipe(name).teacher for name in objectives] == [False, True, True]
+
+
+BASE = {"name": "new", "settings": TrainingSettings(steps=1), "summary": "wrong"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kind": "lora"}, "must be tail, full or seam, or lora with an adapter"),
+        ({"kind": "tail", "adapter": Adapter()}, "must be tail"),
+        ({"kind": "half"}, "kind 'half'"),
+        ({"kind": "tail", "blocks": -1}, "blocks=-1"),
+        ({"kind": "seam"}, "blocks=0"),
+        ({"kind": "full", "blocks": 2}, "blocks=2: only tail and seam"),
+        ({"kind": "full", "quantised": "nf4"}, "4-bit weights do not train: use kind lora"),
+        ({"kind": "lora", "adapter": Adapter(), "quantised": "int8"}, "choose nf4"),
+        ({"kind": "full", "objective": "mse"}, "choose one of next_token, distill, seam"),
+        ({"kind": "tail", "objective": "seam"}, "use kind seam"),
+        ({"kind": "full", "temperature": 0.0}, "temperature=0.0"),
+        ({"kind": "full", "next_token_weight": 0.5}, "only distill mixes"),
+        ({"kind": "full", "objective": "distill", "next_token_weight": 1.5}, "from 0 to 1"),
+        ({"kind": "full", "supervise": "none"}, "supervise='none'"),
+        ({"kind": "full", "length": 1}, "length=1"),
+    ],
+)
+def test_fields_that_do_not_go_together(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Recipe(**BASE, **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"rank": 0}, {"rank": 1.5}, {"alpha": 0}, {"dropout": 1.0}, {"targets": "q_proj"}, {"dora": 1}],
+)
+def test_bad_adapters_are_named(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Adapter(**wrong)
+
+
+def test_override_reaches_recipe_adapter_and_settings_and_says_so() -> None:
+    made = override("reassess-lora", rank=4, learning_rate=3e-4, steps=10, length=64, max_grad_norm=None)
+    assert (made.adapter.rank, made.adapter.alpha, made.length) == (4, 16, 64)
+    wanted = (3e-4, 10, None, 1, 1.0)
+    found = made.settings
+    assert (found.learning_rate, found.steps, found.epochs, found.warmup_steps, found.max_grad_norm) == wanted
+    assert made.source.endswith("; changed: rank=4, learning_rate=0.0003, steps=10, length=64")
+    assert get_recipe("reassess-lora").adapter.rank == 8
+    assert override("lora") is get_recipe("lora")
+    assert override("partial-3", objective="distill", temperature=2.0).blocks == 3
+    assert override("lora", adapter=Adapter(rank=2), dropout=0.0).adapter == Adapter(rank=2, dropout=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("lora", {"ranc": 4}, "ranc: no field of a recipe: choose from adapter, alpha"),
+        ("head", {"rank": 4}, "rank: recipe head has no adapter: use lora"),
+        ("lora", {"rank": 0}, "rank=0"),
+        ("lora", {"learning_rate": -1.0}, "learning_rate=-1.0"),
+        ("lora", {"blocks": 2}, "only tail and seam train single blocks"),
+        ("head", {"quantised": "nf4"}, "4-bit weights do not train"),
+        ("head", {"objective": "seam"}, "use kind seam"),
+        ("lora", {"settings": 3}, "settings=3: give a TrainingSettings"),
+    ],
+)
+def test_wrong_overrides_are_one_line(name: str, fields: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        override(name, **fields)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["partial-0", "partial", "partial--1", "qlorra", "reassess-partial-0", ""])
@@ -53,9 +128,7 @@ def test_unknown_recipe(name: str) -> None:
 def test_a_registered_name_is_not_replaced() -> None:
     with pytest.raises(InputError, match="exists"):
         register(Recipe("head", "tail", TrainingSettings(steps=1), "twice"))
-    with pytest.raises(InputError, match="must be tail, or lora with an adapter"):
-        register(Recipe("new", "lora", TrainingSettings(steps=1), "no adapter"))
-    assert "new" not in recipe_names()
+    assert get_recipe("head").summary != "twice"
 
 
 @pytest.mark.integration

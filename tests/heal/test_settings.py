@@ -30,6 +30,11 @@ from preln.heal import TrainingSettings, get_recipe
         {"checkpoint_every": 0},
         {"gradient_accumulation": 3},
         {"select": "middle"},
+        {"optimizer": "sgd"},
+        {"gradient_checkpointing": 1},
+        {"precision": "float8"},
+        {"early_stop": 0},
+        {"early_stop": 2},
     ],
 )
 def test_bad_settings_are_named(wrong: dict[str, object]) -> None:

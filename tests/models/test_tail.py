@@ -6,7 +6,8 @@ import torch
 from preln.base.errors import InputError
 from preln.models import ARCHITECTURES, find_blocks, replay, tiny_model, token_losses
 from preln.models.residual import as_tokens, forward_losses
-from preln.models.tail import Tail, run_blocks
+from preln.models.tail import Tail
+from preln.models.through import run_blocks
 
 pytestmark = pytest.mark.integration
 

@@ -16,13 +16,20 @@ from torch import Tensor
 
 from preln.base.checkpoints import Checkpoints
 from preln.base.errors import InputError
+from preln.base.memory import peak_bytes, reset_peak
 from preln.base.provenance import provenance
+from preln.heal.cache import Cache
 from preln.heal.examples import Examples, as_examples
+from preln.heal.isolation import isolates
 from preln.heal.loop import Fit, fit
+from preln.heal.prefix import Prefix
 from preln.heal.prepare import Prepared, finish, prepare
 from preln.heal.recipes import Recipe, get_recipe
 from preln.heal.save import check_target, save_healed
 from preln.heal.settings import TrainingSettings
+from preln.heal.step import Stepper
+from preln.heal.teacher import Teacher
+from preln.heal.workers import Workers
 from preln.models import model_fingerprint
 
 if TYPE_CHECKING:
@@ -61,6 +68,11 @@ def train(
     directory: str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
     on_row: Callable[[dict[str, Any]], None] | None = None,
+    cache: Cache | None = None,
+    teacher: PreTrainedModel | None = None,
+    drop: Sequence[int] | None = None,
+    packed: bool = True,
+    template: str | None = None,
 ) -> HealResult:
     """Heal a copy of ``model``; the model itself is left as it is.
 
@@ -74,6 +86,12 @@ def train(
             to the same weights, bit for bit. It is the caller's to remove once the result is stored.
         tokenizer: Needed for rows of text.
         on_row: Called with each row of the history as it is made.
+        cache: Where the states in front of the blocks that train are kept, so that they are computed once
+            (HEAL-PREFIX); None computes them in every pass.
+        teacher: The unpruned model, for recipes that learn from it.
+        drop: The blocks that were removed from it, for recipes that train around the cut.
+        packed: Whether windows hold several short rows, which attention does not cross, or one each, padded.
+        template: ``alpaca``, ``chat`` (the tokenizer's own) or ``auto``; the recipe's if None.
 
     Raises:
         InputError: Bad data, recipe or settings; a checkpoint of another run or a corrupted one; a loss that
@@ -83,15 +101,27 @@ def train(
     chosen = get_recipe(recipe)
     wanted = chosen.settings if settings is None else settings
     vocabulary = model.get_input_embeddings().num_embeddings
-    form = {"tokenizer": tokenizer, "length": chosen.length, "vocabulary": vocabulary}
+    form: dict[str, Any] = {"tokenizer": tokenizer, "length": chosen.length, "vocabulary": vocabulary}
+    form |= {"supervise": chosen.supervise, "template": template or chosen.template, "packed": packed}
     examples = as_examples(tokens, **form)
     held_out = None if validation is None else as_examples(validation, **form, name="validation data")
     if held_out is None and wanted.select == "best":
         raise InputError("select=best: needs validation data: pass validation, or select='last'")
     resolved = wanted.resolved(len(examples))
+    if any(e is not None and e.documents is not None for e in (examples, held_out)):
+        reason = isolates(model)
+        if reason is not None:
+            raise InputError(f"{reason}: pass packed=False (--padded)")
+    if chosen.teacher and teacher is None:
+        raise InputError(f"recipe {chosen.name}: learns from the unpruned model: name it by --teacher")
     start = provenance()
+    depth = 0 if cache is None else cache.wanted(model, chosen, resolved, examples)
+    stored = None if cache is None else cache.described(model, examples, depth)
 
-    prepared = prepare(model, chosen, seed=resolved.seed)
+    checkpointing = resolved.gradient_checkpointing
+    prepared = prepare(model, chosen, seed=resolved.seed, drop=drop, gradient_checkpointing=checkpointing)
+    device = _device(prepared)
+    measured = reset_peak(device)
     identity = {
         "recipe": chosen.described(),
         # how often a run is stored does not change what it computes
@@ -101,10 +131,17 @@ def train(
             "train": examples.fingerprint(),
             "validation": None if held_out is None else held_out.fingerprint(),
         },
-        "numerics": {"torch": torch.__version__, "device": _device(prepared).type},
+        "numerics": {"torch": torch.__version__, "device": device.type},
     }
+    if stored is not None:
+        identity["numerics"]["cache"] = stored["dtype"]
+    if chosen.teacher and teacher is not None:
+        identity["teacher"] = {"sha256": model_fingerprint(teacher), "drop": list(drop or ())}
     checkpoints = None if directory is None else Checkpoints(directory, identity)
-    outcome = fit(prepared, examples, resolved, validation=held_out, checkpoints=checkpoints, on_row=on_row)
+    master = Teacher(teacher, drop or ()) if chosen.teacher and teacher is not None else None
+    passes = _passes(prepared, resolved, model, examples, held_out, cache, depth, master)
+    told: dict[str, Any] = {"validation": held_out, "checkpoints": checkpoints, "on_row": on_row}
+    outcome = fit(prepared, examples, resolved, **told, stepper=passes)
 
     history = pd.DataFrame(outcome.progress.history, columns=COLUMNS)
     manifest = {
@@ -113,6 +150,11 @@ def train(
         "source": chosen.source,
         "learning_rate": resolved.learning_rate,
         **_counts(prepared, outcome),
+        "peak_memory_bytes": peak_bytes(device),
+        "peak_memory_of": "this run" if measured else "the process",
+        "portion": passes.portion,
+        "processes": passes.workers.count,
+        "cache": stored,
         "wall_seconds": time.perf_counter() - began,
         **_losses(outcome, history),
         "dtype": str(next(iter(prepared.parameters.values())).dtype).removeprefix("torch."),
@@ -124,7 +166,11 @@ def train(
 
 
 def apply_trained(
-    model: PreTrainedModel, recipe: str | Recipe, tensors: Mapping[str, Tensor]
+    model: PreTrainedModel,
+    recipe: str | Recipe,
+    tensors: Mapping[str, Tensor],
+    *,
+    drop: Sequence[int] | None = None,
 ) -> PreTrainedModel:
     """The healed model, from the model that was healed and its trained tensors; equal to the last bit.
 
@@ -132,11 +178,12 @@ def apply_trained(
         model: The model as it was before healing; left as it is.
         recipe: The recipe that it was healed with.
         tensors: ``HealResult.trained``.
+        drop: As it was healed with.
 
     Raises:
         InputError: The tensors do not belong to this model and recipe.
     """
-    prepared = prepare(model, recipe)
+    prepared = prepare(model, recipe, drop=drop)
     prepared.load(tensors)
     return finish(prepared)
 
@@ -150,6 +197,11 @@ def heal_model(
     validation: Rows | None = None,
     out: str | os.PathLike[str] | None = None,
     adapter: bool = False,
+    cache: Cache | None = None,
+    teacher: PreTrainedModel | None = None,
+    drop: Sequence[int] | None = None,
+    packed: bool = True,
+    template: str | None = None,
     **overrides: Any,
 ) -> HealResult:
     """Heal a copy of a pruned model with a recipe's settings, and store it where a folder is named.
@@ -164,6 +216,11 @@ def heal_model(
         out: Folder for the healed checkpoint. While the run lasts its checkpoints are in ``<out>.resume``
             beside it; the same call continues a run that was stopped.
         adapter: Whether ``out`` holds a PEFT adapter instead of the merged model.
+        cache: Where states in front of the blocks that train are kept; with ``out``, beside it by default.
+        teacher: The unpruned model, for recipes that learn from it.
+        drop: The blocks that were removed from it.
+        packed: Whether windows hold several short rows; see :func:`train`.
+        template: Of instruction rows.
         **overrides: Fields of :class:`TrainingSettings` that replace the recipe's: ``learning_rate``,
             ``steps``, ``batch_size``, ``seed`` and so on. None leaves a field as it is.
 
@@ -178,6 +235,7 @@ def heal_model(
     if out is not None:
         check_target(out, chosen, adapter=adapter)
         directory = Path(f"{os.fspath(out).rstrip('/')}.resume")
+        cache = cache or Cache(directory / "prefix")
     result = train(
         model,
         tokens_or_rows,
@@ -186,8 +244,13 @@ def heal_model(
         settings=settings,
         directory=directory,
         tokenizer=tokenizer,
+        cache=cache,
+        teacher=teacher,
+        drop=drop,
+        packed=packed,
+        template=template,
     )
-    if out is not None and directory is not None:
+    if out is not None and directory is not None and Workers(_plain_device(result.model)).main:
         save_healed(result, tokenizer, out, adapter=adapter)
         shutil.rmtree(directory, ignore_errors=True)
     return result
@@ -204,6 +267,30 @@ def heal(
     return heal_model(model, tokens_or_rows, recipe, **options).model
 
 
+def _passes(
+    prepared: Prepared,
+    settings: TrainingSettings,
+    model: PreTrainedModel,
+    examples: Examples,
+    held_out: Examples | None,
+    cache: Cache | None,
+    depth: int,
+    teacher: Teacher | None,
+) -> Stepper:
+    """What runs the passes: the whole model, or its end behind stored states."""
+    if cache is None or depth == 0:
+        return Stepper(prepared, settings, teacher=teacher)
+    size = settings.batch_size // settings.gradient_accumulation
+    workers = Workers(_device(prepared))
+
+    def stored(rows: Examples, label: str) -> Prefix:
+        return workers.after_main(lambda: cache.states(model, rows, depth, batch_size=size, label=label))
+
+    prefix = stored(examples, "train")
+    other = None if held_out is None else stored(held_out, "validation")
+    return Stepper(prepared, settings, depth=depth, prefix=prefix, held_out=other)
+
+
 def _counts(prepared: Prepared, outcome: Fit) -> dict[str, Any]:
     """What the run took. ``seconds`` counts the updates alone, not validation and checkpoints."""
     return {
@@ -213,7 +300,6 @@ def _counts(prepared: Prepared, outcome: Fit) -> dict[str, Any]:
         "tokens": outcome.progress.tokens,
         "supervised_tokens": outcome.progress.supervised,
         "seconds": outcome.progress.seconds,
-        "peak_memory_bytes": _peak_memory(_device(prepared)),
     }
 
 
@@ -229,16 +315,9 @@ def _losses(outcome: Fit, history: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def _plain_device(model: PreTrainedModel) -> torch.device:
+    return next(model.parameters()).device
+
+
 def _device(prepared: Prepared) -> torch.device:
     return next(iter(prepared.parameters.values())).device
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Most memory of the device in use so far; on the CPU, the largest resident size of this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)

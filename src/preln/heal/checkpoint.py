@@ -24,6 +24,7 @@ class Progress:
         seconds: Time spent in updates, validation and checkpoints not counted.
         best_step: Step of the lowest validation loss so far; None before the first.
         best_loss: That loss.
+        stale: Validation losses since that one.
         history: Rows of the training table.
     """
 
@@ -33,6 +34,7 @@ class Progress:
     seconds: float = 0.0
     best_step: int | None = None
     best_loss: float | None = None
+    stale: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -41,7 +43,7 @@ def optimizer_tensors(
 ) -> dict[str, Tensor]:
     """AdamW's state as ``<parameter>/step``, ``/exp_avg`` and ``/exp_avg_sq``; empty at the start."""
     return {
-        f"{name}/{entry}": value.detach().to("cpu", copy=True).contiguous()
+        f"{name}/{entry}": torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
         for name, parameter in parameters.items()
         for entry, value in optimizer.state[parameter].items()
     }
@@ -54,6 +56,8 @@ def restore_optimizer(
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         parameter = parameters[name]
-        # AdamW counts its steps on the CPU, and keeps its moments beside the parameter
-        device = torch.device("cpu") if entry == "step" else parameter.device
-        optimizer.state[parameter][entry] = value.to(device, copy=True)
+        state = optimizer.state[parameter]
+        if entry == "step":  # torch's AdamW counts in a tensor on the CPU, that of bitsandbytes in a number
+            state[entry] = value.clone() if isinstance(optimizer, torch.optim.AdamW) else int(value)
+        else:
+            state[entry] = value.to(parameter.device, copy=True)

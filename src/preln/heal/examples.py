@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,50 +12,44 @@ from torch import Tensor
 
 from preln.base.errors import InputError
 from preln.data import fingerprint
-
-IGNORED = -100
-# The template of Stanford Alpaca (Taori et al. 2023), which the published healing runs use.
-_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-_WITHOUT_INPUT = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
+from preln.heal.rows import IGNORED, Encoded, encode_rows
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows of equal length.
+    """Windows of equal length, of one row each or, packed, of several.
 
     Attributes:
         input_ids: ``[n, T]`` token ids.
         labels: ``[n, T]``, the ids that count in the loss, ``IGNORED`` elsewhere; the label at t is predicted
             from the tokens before t.
         attention_mask: ``[n, T]``, 1 on tokens and 0 on padding; None where there is no padding.
+        documents: ``[n, T]``, of packed windows: the row within the window, 0, 1, 2, ..., that a token
+            belongs to, -1 on padding. Each is one run. Attention must not cross them
+            (:func:`preln.heal.packing.forward_inputs`). None where every window is one row.
     """
 
     input_ids: Tensor
     labels: Tensor
     attention_mask: Tensor | None = None
+    documents: Tensor | None = None
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Number of windows."""
         return int(self.input_ids.shape[0])
 
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Examples:
+        fields = (self.input_ids, self.labels, self.attention_mask, self.documents)
+        return Examples(*(None if field is None else change(field) for field in fields))  # pyright: ignore
+
     def take(self, rows: Sequence[int] | Tensor) -> Examples:
-        """The rows of these indices, in their order."""
+        """The windows of these indices, in their order."""
         index = torch.as_tensor(rows, dtype=torch.long)
-        mask = None if self.attention_mask is None else self.attention_mask[index]
-        return Examples(self.input_ids[index], self.labels[index], mask)
+        return self._each(lambda field: field[index])
 
     def to(self, device: torch.device) -> Examples:
-        """The same rows on a device."""
-        mask = None if self.attention_mask is None else self.attention_mask.to(device)
-        return Examples(self.input_ids.to(device), self.labels.to(device), mask)
+        """The same windows on a device."""
+        return self._each(lambda field: field.to(device))
 
     @property
     def tokens(self) -> int:
@@ -68,13 +62,16 @@ class Examples:
         return int((self.labels[:, 1:] != IGNORED).sum())
 
     def fingerprint(self) -> str:
-        """SHA-256 over the tokens and, where they say more, the labels and the mask."""
+        """SHA-256 over the tokens and, where they say more, the labels, the mask and the documents."""
         first = fingerprint(self.input_ids)
-        if self.attention_mask is None and torch.equal(self.labels, self.input_ids):
+        plain = self.attention_mask is None and self.documents is None
+        if plain and torch.equal(self.labels, self.input_ids):
             return first
         parts = [first, fingerprint(self.labels)]
         if self.attention_mask is not None:
             parts.append(fingerprint(self.attention_mask))
+        if self.documents is not None:
+            parts.append(f"documents {fingerprint(self.documents)}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -85,25 +82,33 @@ def as_examples(
     length: int = 256,
     vocabulary: int | None = None,
     name: str = "training data",
+    packed: bool = True,
+    template: str = "auto",
+    supervise: str = "response",
 ) -> Examples:
-    """Rows from token ids ``[n, T]``, from dictionaries with ``text``, or from Alpaca's columns.
+    """Windows from token ids ``[n, T]``, or from dictionaries of the forms of :func:`preln.data.load_rows`.
 
-    Token ids and ``text`` are supervised everywhere. A row with ``instruction``, ``output`` and perhaps
-    ``input`` is put into Alpaca's template and supervised on the response and the end-of-sequence token only.
-    Long texts are cut into consecutive rows; a response beyond ``length`` is cut off. Shorter rows are padded
-    on the right.
+    Token ids and ``text`` are supervised everywhere, a conversation (``messages``; ``prompt`` and
+    ``completion``; ``instruction``, ``output`` and perhaps ``input``) on what the assistant writes. Long
+    texts are cut into consecutive rows; a conversation beyond ``length`` is cut off at the end. Short rows
+    share a window, between which attention does not pass, or are padded on the right.
 
     Args:
         source: The data.
         tokenizer: Needed for dictionaries.
-        length: Most tokens a row made from a dictionary holds.
+        length: Most tokens a window made from dictionaries holds.
         vocabulary: Number of embeddings; ids at or above it are refused.
         name: What the data are called in an error.
+        packed: Whether rows of dictionaries share windows. Token ids stay as they are.
+        template: ``"auto"``, ``"alpaca"`` or ``"chat"``; see :func:`preln.heal.rows.encode_rows`.
+        supervise: ``"response"`` or ``"all"``.
 
     Raises:
         InputError: Empty data, wrong shape or type, a missing column, ids outside the vocabulary, or no
             supervised token.
     """
+    from preln.heal.packing import pack, padded  # which makes Examples
+
     if isinstance(source, Examples):
         examples = source
     elif isinstance(source, Tensor):
@@ -115,7 +120,9 @@ def as_examples(
         ids = source.detach().to("cpu", torch.long)
         examples = Examples(ids, ids)
     else:
-        examples = _from_rows(list(source), tokenizer, length, name)
+        rows = _encoded(list(source), tokenizer, length, name, template=template, supervise=supervise)
+        pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        examples = pack(rows, length, pad=pad) if packed else padded(rows, length, pad=pad)
     low, high = int(examples.input_ids.min()), int(examples.input_ids.max())
     if low < 0 or (vocabulary is not None and high >= vocabulary):
         raise InputError(
@@ -127,53 +134,22 @@ def as_examples(
     return examples
 
 
-def _from_rows(rows: list[Mapping[str, Any]], tokenizer: Any, length: int, name: str) -> Examples:
+def _encoded(
+    rows: list[Mapping[str, Any]], tokenizer: Any, length: int, name: str, **options: str
+) -> list[Encoded]:
+    """Rows of dictionaries as tokens, of which at least one keeps a supervised token."""
     if not rows:
         raise InputError(f"{name}: holds no rows: give at least one")
     if tokenizer is None:
         raise InputError(f"{name}: rows of text need the model's tokenizer: pass tokenizer=")
     if length < 2:
         raise InputError(f"length={length}: must be at least 2")
-    made: list[tuple[list[int], list[int]]] = []
-    for index, row in enumerate(rows):
-        made.extend(_encode(row, tokenizer, length, f"{name}, row {index}"))
-    if not made:
+    encoded = encode_rows(rows, tokenizer, name=name, **options)
+    if not any(row.pieces(length) for row in encoded):
         raise InputError(
             f"{name}: no row keeps a supervised token within length={length}: give a larger length"
         )
-    width = max(len(ids) for ids, _ in made)
-    pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    input_ids = torch.full((len(made), width), pad, dtype=torch.long)
-    labels = torch.full((len(made), width), IGNORED, dtype=torch.long)
-    mask = torch.zeros((len(made), width), dtype=torch.long)
-    for index, (ids, wanted) in enumerate(made):
-        input_ids[index, : len(ids)] = torch.tensor(ids)
-        labels[index, : len(ids)] = torch.tensor(wanted)
-        mask[index, : len(ids)] = 1
-    return Examples(input_ids, labels, None if bool(mask.all()) else mask)
-
-
-def _encode(row: Any, tokenizer: Any, length: int, where: str) -> list[tuple[list[int], list[int]]]:
-    """Rows of (ids, labels) from one dictionary; those without a supervised token are left out."""
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if not isinstance(row, Mapping):
-        raise InputError(
-            f"{where}: is {type(row).__name__}: give a dictionary with text, or Alpaca's columns"
-        )
-    columns = ("text",) if "text" in row else ("instruction", "output")
-    for column in columns:
-        if not isinstance(row.get(column), str):
-            raise InputError(f"{where}: has no text under {column!r}: give text, or instruction and output")
-    if "text" in row:
-        ids = tokenizer(row["text"])["input_ids"] + end
-        windows = [ids[start : start + length] for start in range(0, len(ids), length)]
-        return [(window, window) for window in windows if len(window) > 1]
-    template = _WITH_INPUT if row.get("input") else _WITHOUT_INPUT
-    prompt = tokenizer(template.format(instruction=row["instruction"], input=row.get("input")))["input_ids"]
-    response = tokenizer(row["output"], add_special_tokens=False)["input_ids"] + end
-    ids = (prompt + response)[:length]
-    labels = ([IGNORED] * len(prompt) + response)[:length]
-    return [(ids, labels)] if any(label != IGNORED for label in labels[1:]) else []
+    return encoded
 
 
 def mixed_seed(seed: int, purpose: str, index: int) -> int:

@@ -1,156 +1,200 @@
-"""Where the parts that recipes speak of sit in a model, by name, and how many parameters they hold."""
+"""What a recipe trains in a model, by name, and how many parameters that is."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from preln.base.errors import InputError
+from preln.heal.parts import Layout, is_linear, is_transposed, layout
 from preln.heal.recipes import Recipe, get_recipe
-from preln.models import anatomy, find_blocks, is_tied
+from preln.models import check_drop, is_tied
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Names of the parts of a causal model, valid in every copy of it.
+class Seam:
+    """A place where removed blocks stood: the states there are ``x[student]`` and ``x[teacher]``.
 
     Attributes:
-        blocks: Dotted names of the blocks, in order.
-        final_norm: Name of the norm before the head, or None.
-        head: Name of the head.
-        tied: Whether the head shares its weight with the embedding.
+        student: Kept blocks in front of it, which is the depth of the state in the pruned model.
+        teacher: Depth in the unpruned model: the index of the first kept block behind the cut, or L.
     """
 
-    blocks: tuple[str, ...]
-    final_norm: str | None
-    head: str
-    tied: bool
-
-    def tail(self, count: int) -> list[str]:
-        """Names of the last ``count`` blocks, the final norm and the head."""
-        norm = [] if self.final_norm is None else [self.final_norm]
-        return [*self.blocks[len(self.blocks) - count :], *norm, self.head]
+    student: int
+    teacher: int
 
 
-def layout(model: PreTrainedModel) -> Layout:
-    """Find the parts by running the model once; on the meta device, from its modules alone.
+def find_seams(blocks: int, drop: Iterable[int]) -> list[Seam]:
+    """The seams that removing ``drop`` from ``blocks`` blocks leaves, in order.
 
     Raises:
-        InputError: The model has no head, or no list of blocks.
+        InputError: See :func:`preln.models.check_drop`.
+
+    >>> find_seams(8, [2, 3, 6])
+    [Seam(student=2, teacher=4), Seam(student=4, teacher=7)]
     """
-    names = {id(module): name for name, module in model.named_modules()}
-    head = model.get_output_embeddings()
-    if head is None:
-        raise InputError(f"{type(model).__name__}: has no language-model head: load a causal language model")
-    if head.weight.is_meta:
-        path, blocks = find_blocks(model)
-        norm = _norm_without_running(model, path)
-    else:
-        found = anatomy(model)
-        blocks = found.blocks
-        norm = None if found.final_norm is None else names[id(found.final_norm)]
-    return Layout(tuple(names[id(block)] for block in blocks), norm, names[id(head)], is_tied(model))
-
-
-def _norm_without_running(model: PreTrainedModel, path: str) -> str | None:
-    """The last module outside the blocks whose parameters are all vectors of the model's width."""
-    width = model.config.get_text_config().hidden_size
-    candidates = [
-        name
-        for name, module in model.named_modules()
-        if not name.startswith(f"{path}.")
-        and (own := list(module.parameters(recurse=False)))
-        and all(tuple(parameter.shape) == (width,) for parameter in own)
+    gone = set(check_drop(drop, blocks))
+    depths = [*(index for index in range(blocks) if index not in gone), blocks]
+    return [
+        Seam(student, depth)
+        for student, (former, depth) in enumerate(zip([-1, *depths], depths, strict=False))
+        if depth > former + 1
     ]
-    return candidates[-1] if candidates else None
 
 
-def check_fits(recipe: Recipe, found: Layout) -> None:
-    """Whether the model has the blocks that the recipe trains.
+def trained_blocks(recipe: Recipe, found: Layout, drop: Iterable[int] | None) -> list[int]:
+    """Indices of the blocks that a recipe of kind ``tail`` or ``seam`` trains in full.
+
+    Args:
+        recipe: The recipe.
+        found: Layout of the pruned model.
+        drop: The removed blocks, as they were counted in the unpruned model; only ``seam`` needs them.
 
     Raises:
-        InputError: It has fewer.
+        InputError: The model has too few blocks, or it is not known what was removed.
     """
-    if recipe.blocks > len(found.blocks):
-        raise InputError(
-            f"recipe {recipe.name}: trains {recipe.blocks} blocks, but the model has {len(found.blocks)}: "
-            f"use partial-{len(found.blocks)} or fewer"
-        )
+    count = len(found.blocks)
+    if recipe.kind != "seam":
+        if recipe.blocks > count:
+            raise InputError(
+                f"recipe {recipe.name}: trains {recipe.blocks} blocks, but the model has {count}: "
+                f"use partial-{count} or fewer"
+            )
+        return list(range(count - recipe.blocks, count))
+    wanted: set[int] = set()
+    for seam in seams_of(recipe, count, drop):
+        if seam.student < recipe.blocks:
+            raise InputError(
+                f"recipe {recipe.name}: trains {recipe.blocks} blocks in front of every cut, but in front of "
+                f"block {seam.teacher} there are {seam.student}: use fewer blocks, or partial-1"
+            )
+        wanted.update(range(seam.student - recipe.blocks, seam.student))
+    return sorted(wanted)
 
 
-def tail_parameters(model: PreTrainedModel, found: Layout, count: int) -> dict[str, nn.Parameter]:
-    """Parameters of the last ``count`` blocks, the final norm and the head, by full name."""
+def seams_of(recipe: Recipe, count: int, drop: Iterable[int] | None) -> tuple[Seam, ...]:
+    """The seams of a pruned model of ``count`` blocks; none where the recipe does not ask for them.
+
+    Raises:
+        InputError: The recipe needs to know what was removed, and does not.
+    """
+    if not recipe.needs_drop:
+        return ()
+    gone = [] if drop is None else list(drop)
+    if not gone:
+        raise InputError(f"recipe {recipe.name}: needs the removed blocks: give drop, or use partial-1")
+    return tuple(find_seams(count + len(gone), gone))
+
+
+def full_parameters(
+    model: PreTrainedModel, found: Layout, recipe: Recipe, drop: Iterable[int] | None
+) -> dict[str, nn.Parameter]:
+    """The parameters that a recipe without an adapter trains, by full name; a shared one comes once.
+
+    Raises:
+        InputError: See :func:`trained_blocks`.
+    """
+    if recipe.kind == "full":
+        parameters = dict(model.named_parameters())
+        if found.tied and not is_tied(model):
+            del parameters[f"{found.head}.weight"]
+        return parameters
     return {
         f"{prefix}.{name}": parameter
-        for prefix in found.tail(count)
+        for prefix in trained_parts(found, recipe, drop)
         for name, parameter in model.get_submodule(prefix).named_parameters()
     }
+
+
+def trained_parts(found: Layout, recipe: Recipe, drop: Iterable[int] | None) -> list[str]:
+    """Names of the modules that a recipe of kind ``tail`` or ``seam`` trains in full.
+
+    Raises:
+        InputError: See :func:`trained_blocks`.
+    """
+    indices = trained_blocks(recipe, found, drop)
+    return [found.blocks[i] for i in indices] if recipe.kind == "seam" else found.tail(len(indices))
 
 
 def adapted_modules(model: PreTrainedModel, found: Layout, recipe: Recipe) -> dict[str, nn.Module]:
     """The linear maps that get an adapter, by full name: the recipe's targets, or all where one is missing.
 
     Raises:
-        InputError: The blocks hold no linear map.
+        InputError: The blocks, or their MLPs where the recipe adapts nothing else, hold no linear map.
     """
-    wanted = set(recipe.adapter.targets) if recipe.adapter is not None else set()
+    adapter = recipe.adapter
+    wanted = set() if adapter is None else set(adapter.targets)
     linear: dict[str, nn.Module] = {}
     has_all = True
-    for block in found.blocks:
+    for block, mixing in zip(found.blocks, found.attention, strict=True):
         inside = {n: m for n, m in model.get_submodule(block).named_modules() if is_linear(m)}
+        if adapter is not None and adapter.mlp_only:
+            inside = {n: m for n, m in inside.items() if not _mixes(f"{block}.{n}", block, mixing)}
         has_all = has_all and wanted <= {name.rpartition(".")[2] for name in inside}
         linear.update({f"{block}.{name}": module for name, module in inside.items()})
     if has_all:
         linear = {name: module for name, module in linear.items() if name.rpartition(".")[2] in wanted}
     if not linear:
-        raise InputError(f"recipe {recipe.name}: the blocks hold no linear map to adapt: use partial-1")
+        if adapter is not None and adapter.mlp_only:
+            why = "the blocks hold no linear map outside attention (experts in one tensor are none): use lora"
+        else:
+            why = "the blocks hold no linear map to adapt: use partial-1"
+        raise InputError(f"recipe {recipe.name}: {why}")
     return linear
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is ``nn.Linear`` or GPT-2's transposed ``Conv1D``."""
-    return isinstance(module, nn.Linear) or is_transposed(module)
+def _mixes(name: str, block: str, mixing: str | None) -> bool:
+    """Whether a module of a block is part of its attention: as measured, or by its name."""
+    if mixing is not None and (name == mixing or name.startswith(f"{mixing}.")):
+        return True
+    return any("attn" in part or "attention" in part for part in name[len(block) :].lower().split("."))
 
 
-def is_transposed(module: nn.Module) -> bool:
-    """Whether a module is GPT-2's ``Conv1D``, a linear map stored as ``[inputs, outputs]``."""
-    return type(module).__name__ == "Conv1D"
-
-
-def trainable_shapes(model: PreTrainedModel, recipe: str | Recipe) -> dict[str, tuple[int, ...]]:
+def trainable_shapes(
+    model: PreTrainedModel, recipe: str | Recipe, *, drop: Iterable[int] | None = None
+) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters that a recipe trains, by stored name, without copying or changing the model.
 
     Works on a model on the meta device, so that counts need a configuration only.
+
+    Args:
+        model: The pruned model.
+        recipe: Name or recipe.
+        drop: The removed blocks, where the recipe trains around the cut.
 
     Raises:
         InputError: Unknown recipe, or one that does not fit the model.
     """
     chosen = get_recipe(recipe)
     found = layout(model)
-    check_fits(chosen, found)
-    if chosen.adapter is None:
-        return {n: tuple(p.shape) for n, p in tail_parameters(model, found, chosen.blocks).items()}
-    rank = chosen.adapter.rank
+    adapter = chosen.adapter
+    if adapter is None:
+        return {n: tuple(p.shape) for n, p in full_parameters(model, found, chosen, drop).items()}
     shapes: dict[str, tuple[int, ...]] = {}
     for name, module in adapted_modules(model, found, chosen).items():
-        weight = module.get_parameter("weight")
-        first, second = weight.shape
+        first, second = module.get_parameter("weight").shape
         inputs, outputs = (first, second) if is_transposed(module) else (second, first)
-        shapes[f"base_model.model.{name}.lora_A.weight"] = (rank, inputs)
-        shapes[f"base_model.model.{name}.lora_B.weight"] = (outputs, rank)
+        stored = f"base_model.model.{name}"
+        shapes[f"{stored}.lora_A.weight"] = (adapter.rank, inputs)
+        shapes[f"{stored}.lora_B.weight"] = (outputs, adapter.rank)
+        if adapter.dora:
+            shapes[f"{stored}.lora_magnitude_vector"] = (outputs,)
     return shapes
 
 
-def trainable_parameters(model: PreTrainedModel, recipe: str | Recipe) -> int:
-    """Number of parameters that a recipe trains: a shared head counts, since it is cloned before it trains.
+def trainable_parameters(
+    model: PreTrainedModel, recipe: str | Recipe, *, drop: Iterable[int] | None = None
+) -> int:
+    """Number of parameters that a recipe trains: a shared head counts where it is cloned before it trains.
 
     Raises:
         InputError: Unknown recipe, or one that does not fit the model.
     """
-    return sum(math.prod(shape) for shape in trainable_shapes(model, recipe).values())
+    return sum(math.prod(shape) for shape in trainable_shapes(model, recipe, drop=drop).values())

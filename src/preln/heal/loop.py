@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from preln.base.checkpoints import Checkpoints
 from preln.base.errors import InputError
 from preln.base.progress import track
 from preln.heal.checkpoint import Progress, optimizer_tensors, restore_optimizer
-from preln.heal.examples import IGNORED, Examples, batch_rows, mixed_seed
+from preln.heal.examples import Examples, batch_rows
+from preln.heal.optimizers import make_optimizer
 from preln.heal.prepare import Prepared
 from preln.heal.settings import TrainingSettings
-from preln.models import token_losses
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from preln.heal.step import Stepper
 
 
 @dataclass
@@ -50,6 +46,7 @@ def fit(
     validation: Examples | None = None,
     checkpoints: Checkpoints | None = None,
     on_row: Callable[[dict[str, Any]], None] | None = None,
+    stepper: Stepper | None = None,
 ) -> Fit:
     """Train the prepared parameters with AdamW on the mean next-token loss of each batch.
 
@@ -64,6 +61,7 @@ def fit(
         validation: Rows whose loss is measured at the start, every ``eval_every`` steps and at the end.
         checkpoints: Where to continue from and save to.
         on_row: Called with every new row of the history.
+        stepper: Runs the passes; the prepared model as a whole if None.
 
     Raises:
         InputError: A loss or a gradient is not finite (the line names the step), or a checkpoint is refused.
@@ -72,8 +70,10 @@ def fit(
     if steps is None:
         raise InputError(f"epochs={settings.epochs}: resolve the settings for a number of rows first")
     parameters = list(prepared.parameters.values())
-    device = parameters[0].device
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    passes = stepper or Stepper(prepared, settings)
+    workers = passes.workers
+    optimizer, notes = make_optimizer(parameters, settings)
+    prepared.notes.extend(notes)
     progress = Progress()
     best: dict[str, Tensor] | None = None
 
@@ -91,7 +91,7 @@ def fit(
             on_row(row)
 
     def diverged(what: str, step: int) -> NoReturn:
-        if checkpoints is not None:
+        if checkpoints is not None and workers.main:
             checkpoints.clear()  # they lead nowhere else, and bad input leaves nothing behind
         mend = "lower the learning rate, or check the model's weights and dtype"
         raise InputError(f"the {what} is not finite at step {step}: {mend}")
@@ -100,12 +100,14 @@ def fit(
         nonlocal best
         if validation is None:
             return
-        loss = mean_loss(prepared.model, validation)
+        loss = passes.mean_loss(validation)
         if not math.isfinite(loss):
             diverged("validation loss", progress.step)
         if progress.best_loss is None or loss < progress.best_loss:
-            progress.best_loss, progress.best_step = loss, progress.step
+            progress.best_loss, progress.best_step, progress.stale = loss, progress.step, 0
             best = prepared.tensors() if settings.select == "best" else None
+        else:
+            progress.stale += 1
         record("validation", loss, rate)
 
     stored = None if checkpoints is None else checkpoints.latest()
@@ -118,7 +120,7 @@ def fit(
         restore_optimizer(optimizer, prepared.parameters, tensors["optimizer"])
         best = tensors.get("best")
 
-    prepared.training_mode()
+    passes.training_mode()
     remaining = range(progress.step, steps)
     for step in track(remaining, label=f"heal {prepared.recipe.name}", total=len(remaining)):
         began = time.perf_counter()
@@ -127,16 +129,7 @@ def fit(
             group["lr"] = rate
         rows = batch_rows(len(examples), settings.batch_size, settings.seed, step)
         batch = examples.take(rows)
-        supervised = batch.supervised
-        size = settings.batch_size // settings.gradient_accumulation
-        loss = 0.0
-        # dropout draws from a generator that is a function of the seed and the step, and leaves others alone
-        with _generator(mixed_seed(settings.seed, "dropout", step), device):
-            for start in range(0, settings.batch_size, size):
-                portion = batch.take(range(start, start + size)).to(device)
-                share = summed_loss(prepared.model, portion) / max(supervised, 1)
-                share.backward()
-                loss += float(share.detach())
+        loss = passes.gradients(batch, rows, step)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
         if not math.isfinite(loss) or not math.isfinite(float(norm)):
             diverged("gradient" if math.isfinite(loss) else "loss", step + 1)
@@ -144,16 +137,18 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         progress.step = step + 1
         progress.tokens += batch.tokens
-        progress.supervised += supervised
+        progress.supervised += batch.supervised
         progress.seconds += time.perf_counter() - began
         record("train", loss, rate)
 
         last = progress.step == steps
         if last or (settings.eval_every and progress.step % settings.eval_every == 0):
             validate(rate)
-            prepared.training_mode()
+            passes.training_mode()
+        if settings.early_stop and progress.stale >= settings.early_stop:
+            break
         due = settings.checkpoint_every and progress.step % settings.checkpoint_every == 0
-        if checkpoints is not None and due and not last:
+        if checkpoints is not None and due and not last and workers.main:
             moments = optimizer_tensors(optimizer, prepared.parameters)
             groups = {"trained": prepared.tensors(), "optimizer": moments}
             checkpoints.save(progress.step, vars(progress), groups | ({} if best is None else {"best": best}))
@@ -163,39 +158,3 @@ def fit(
         prepared.load(best)
         selected = progress.best_step
     return Fit(progress, prepared.tensors(), selected)
-
-
-def summed_loss(model: PreTrainedModel, examples: Examples) -> Tensor:
-    """Sum over supervised tokens of the next-token cross entropy, in nats, computed in float32.
-
-    ``-sum_t log p(label[t+1] | input[0..t])``; a scalar with a graph.
-    """
-    kwargs = {} if examples.attention_mask is None else {"attention_mask": examples.attention_mask}
-    logits = model(input_ids=examples.input_ids, use_cache=False, **kwargs).logits
-    # the labels move one place to the left rather than the logits being cut: no copy of the largest tensor
-    targets = F.pad(examples.labels[:, 1:], (0, 1), value=IGNORED)
-    return F.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-
-
-def mean_loss(model: PreTrainedModel, examples: Examples) -> float:
-    """Mean next-token cross entropy over the supervised tokens of all rows, in nats, in evaluation mode."""
-    model.eval()
-    device = next(model.parameters()).device
-    mask = None if examples.attention_mask is None else examples.attention_mask.to(device)
-    losses, counted = token_losses(model, examples.input_ids.to(device), mask)
-    keep = counted.cpu() & (examples.labels[:, 1:] != IGNORED)
-    return float(losses.cpu().double()[keep].mean())
-
-
-@contextmanager
-def _generator(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the default generators of the CPU and of ``device`` inside the block; restore them after it."""
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield

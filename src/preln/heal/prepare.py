@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from preln.base.errors import InputError, require
-from preln.heal.layout import Layout, adapted_modules, check_fits, is_transposed, layout, tail_parameters
+from preln.base.errors import InputError
+from preln.heal.adapters import (
+    adapter_parameters,
+    attach,
+    copy_into,
+    lora_config,
+    merge,
+    require_peft,
+    unadapted,
+)
+from preln.heal.layout import Seam, full_parameters, seams_of, trained_parts
+from preln.heal.parts import Layout, layout, linear_maps
+from preln.heal.quantise import check_differentiable, quantise, quietly, refuse_quantised
 from preln.heal.recipes import Recipe, get_recipe
 from preln.models import untie_head
 
@@ -36,6 +44,10 @@ class Prepared:
         notes: Remarks for the manifest and the card.
         head_untied: Whether a head shared with the embedding was cloned.
         adapter_config: peft's configuration of the adapter, or None.
+        seams: Where blocks were cut, if the recipe asks for it.
+        checkpointed: Blocks whose inner states are computed again in the backward pass. transformers does so
+            where the block itself, not what is in it, is in training mode.
+        shells: The modules that 4-bit ones stand for, by name.
     """
 
     model: Any
@@ -45,12 +57,27 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
     head_untied: bool = False
     adapter_config: Any = None
+    seams: tuple[Seam, ...] = ()
+    checkpointed: list[nn.Module] = field(default_factory=list)
+    shells: dict[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> Any:
+        """The model itself, out of peft's wrapper."""
+        return self.model if self.recipe.adapter is None else self.model.get_base_model()
 
     def training_mode(self) -> None:
-        """Evaluation mode everywhere but in the parts that train."""
+        """Evaluation mode everywhere but in the parts that train.
+
+        Raises:
+            InputError: A 4-bit layer no longer passes gradients.
+        """
         self.model.eval()
         for module in self.active:
             module.train()
+        for block in self.checkpointed:
+            block.training = True
+        check_differentiable(self.plain, self.shells)
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies on the CPU of the trained tensors, by name."""
@@ -71,38 +98,49 @@ class Prepared:
                     f"trained tensor {name}: shape {tuple(tensors[name].shape)} does not fit "
                     f"{tuple(parameter.shape)}: use the model it was made with"
                 )
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[name])
+        copy_into(self.parameters, tensors)
 
 
-def prepare(model: PreTrainedModel, recipe: str | Recipe, *, seed: int = 0) -> Prepared:
-    """A deep copy of ``model`` in which exactly the recipe's parameters require a gradient.
+def prepare(
+    model: PreTrainedModel,
+    recipe: str | Recipe,
+    *,
+    seed: int = 0,
+    drop: Iterable[int] | None = None,
+    gradient_checkpointing: bool = False,
+) -> Prepared:
+    """A copy of ``model`` in which exactly the recipe's parameters require a gradient.
 
     The given model is left as it is.
 
     Args:
-        model: A causal language model of transformers.
+        model: A causal language model of transformers, its weights not quantised.
         recipe: Name or recipe.
         seed: Fixes the adapter's initial values.
+        drop: The blocks that were removed, counted in the unpruned model, where the recipe trains around the
+            cut.
+        gradient_checkpointing: Whether inner states of the blocks are computed again instead of stored.
 
     Raises:
-        InputError: Unknown recipe; more blocks than the model has; a model without a head.
-        MissingExtraError: The recipe needs peft, which is not installed.
+        InputError: Unknown recipe; more blocks than the model has; a model without a head, or quantised.
+        MissingExtraError: The recipe needs peft or bitsandbytes, which is not installed.
     """
     chosen = get_recipe(recipe)
     if chosen.adapter is not None:
-        _peft()  # before the copy: a missing package should cost no time
+        require_peft()  # before the copy: a missing package should cost no time
+    if chosen.quantised is not None:
+        quietly("bitsandbytes")
+    refuse_quantised(model)
     found = layout(model)
-    check_fits(chosen, found)
-    own = copy.deepcopy(model)
-    for parameter in own.parameters():
-        parameter.requires_grad_(False)
-        parameter.grad = None
+    gone = None if drop is None else list(drop)
+    seams = seams_of(chosen, len(found.blocks), gone)
     if chosen.adapter is None:
-        prepared = _prepare_tail(own, found, chosen)
+        prepared = _prepare_full(model, found, chosen, gone)
     else:
-        prepared = _prepare_lora(own, found, chosen, seed)
+        prepared = _prepare_adapter(model, found, chosen, seed)
+    prepared.seams = seams
+    if gradient_checkpointing:
+        _checkpoint(prepared, found)
     narrow = sorted({str(p.dtype) for p in prepared.parameters.values() if p.dtype.itemsize < 4})
     if narrow:
         prepared.notes.append(f"weights train in {', '.join(narrow)}: updates below its precision are lost")
@@ -110,83 +148,103 @@ def prepare(model: PreTrainedModel, recipe: str | Recipe, *, seed: int = 0) -> P
 
 
 def finish(prepared: Prepared) -> PreTrainedModel:
-    """The plain model again: adapters merged into the weights, everything in evaluation mode."""
+    """The plain model again: adapters merged into the weights, everything in evaluation mode.
+
+    Of a 4-bit base it is the de-quantised weights into which the adapters are merged
+    (:func:`preln.heal.adapters.merge`).
+    """
     model = prepared.model
+    if prepared.checkpointed:
+        _switch(prepared.plain, on=False)
     if prepared.recipe.adapter is not None:
-        model = model.merge_and_unload()
-        vars(model).pop("peft_config", None)  # else saving the merged model would look for adapters
+        model = merge(model, prepared.adapter_config, prepared.shells)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
         parameter.grad = None
     return model.eval()
 
 
-def _prepare_tail(model: PreTrainedModel, found: Layout, recipe: Recipe) -> Prepared:
-    notes = []
-    if found.tied:
+def _frozen_copy(model: PreTrainedModel, *, sharing: Iterable[nn.Parameter] = ()) -> PreTrainedModel:
+    """A deep copy without gradients; the parameters ``sharing`` are not copied, for what replaces them."""
+    own = copy.deepcopy(model, {id(parameter): parameter for parameter in sharing})
+    kept = {id(parameter) for parameter in sharing}
+    for parameter in own.parameters():
+        if id(parameter) not in kept:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+    return own
+
+
+def _prepare_full(
+    model: PreTrainedModel, found: Layout, recipe: Recipe, drop: Iterable[int] | None
+) -> Prepared:
+    full_parameters(model, found, recipe, drop)  # refused, if at all, before the copy
+    own, notes = _frozen_copy(model), []
+    untied = found.tied and recipe.kind == "tail"
+    if untied:
         # training a shared head would also move the embedding, which the recipe says is frozen
-        untie_head(model)
+        untie_head(own)
         notes.append("the head was shared with the embedding: it was cloned, and only the head was trained")
-    if found.final_norm is None:
+    elif found.tied and recipe.kind == "full":
+        notes.append("the head shares its weight with the embedding: both were trained as one tensor")
+    if found.final_norm is None and recipe.kind == "tail":
         notes.append("the model has no norm before its head")
-    parameters = tail_parameters(model, found, recipe.blocks)
+    parameters = full_parameters(own, found, recipe, drop)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    active = [model.get_submodule(name) for name in found.tail(recipe.blocks)]
-    return Prepared(model, recipe, parameters, active, notes, head_untied=found.tied)
+    names = [""] if recipe.kind == "full" else trained_parts(found, recipe, drop)
+    active = [own.get_submodule(name) for name in names]
+    return Prepared(own, recipe, parameters, active, notes, head_untied=untied)
 
 
-def _prepare_lora(model: PreTrainedModel, found: Layout, recipe: Recipe, seed: int) -> Prepared:
-    peft = _peft()
+def _prepare_adapter(model: PreTrainedModel, found: Layout, recipe: Recipe, seed: int) -> Prepared:
     config = lora_config(model, found, recipe)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # peft asks transformers for a property under its former name
-        warnings.simplefilter("ignore", FutureWarning)
-        torch.default_generator.manual_seed(seed)
-        wrapped = peft.get_peft_model(model, config)
-    parameters: dict[str, nn.Parameter] = {
-        name.replace(".default.", "."): parameter
-        for name, parameter in wrapped.named_parameters()
-        if parameter.requires_grad
-    }
+    rest = unadapted(model, found)
+    notes = []
+    if rest:
+        notes.append(f"no adapter on {len(rest)} weights that are no linear maps, such as {rest[0]}")
+    shells: dict[str, nn.Module] = {}
+    if recipe.quantised is None:
+        own = _frozen_copy(model)
+    else:
+        # a weight that is about to be quantised need not be copied, unless something else uses it too
+        uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+        weights = [module.get_parameter("weight") for module in linear_maps(model, found).values()]
+        own = _frozen_copy(model, sharing=[weight for weight in weights if uses[id(weight)] == 1])
+        shells = quantise(own, linear_maps(own, found))
+        notes.append(
+            "the blocks' linear maps were kept in 4 bits (NF4): a merged model holds their de-quantised "
+            "weights plus the adapter, not the weights before quantisation"
+        )
+    wrapped = attach(own, config, seed=seed, four_bits=bool(shells))
     active = [module for name, module in wrapped.named_modules() if name.endswith(".lora_dropout.default")]
-    return Prepared(wrapped, recipe, parameters, active, adapter_config=config)
+    parameters = adapter_parameters(wrapped)
+    return Prepared(wrapped, recipe, parameters, active, notes, adapter_config=config, shells=shells)
 
 
-def _peft() -> ModuleType:
-    """The package peft, without the remark of bitsandbytes, which it imports, on kernels not used here."""
-    logger = logging.getLogger("bitsandbytes")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        return require("peft", extra="heal")
-    finally:
-        logger.setLevel(level)
+def _checkpoint(prepared: Prepared, found: Layout) -> None:
+    """Have the blocks that autograd passes through compute their inner states again."""
+    model = prepared.plain
+    within = {id(module) for active in prepared.active for module in active.modules()}
+    skipped = 0
+    for name in found.blocks:
+        block = model.get_submodule(name)
+        trained = id(block) in within
+        if not trained and prepared.recipe.kind == "tail":
+            continue  # frozen, and nothing in front of it trains
+        if not trained and any("drop" in n and v for n, v in vars(block).items() if isinstance(v, float)):
+            skipped += 1  # in training mode the block would drop out by itself, though it is frozen
+            continue
+        prepared.checkpointed.append(block)
+    if skipped:
+        prepared.notes.append(f"{skipped} blocks with dropout of their own were not checkpointed")
+    if prepared.checkpointed:
+        _switch(model, on=True)
 
 
-def lora_config(model: PreTrainedModel, found: Layout, recipe: Recipe) -> Any:
-    """Configuration, for peft, of the recipe's adapter on this model.
-
-    Raises:
-        InputError: The recipe has no adapter, or the model nothing to adapt.
-        MissingExtraError: peft is not installed.
-    """
-    peft = _peft()
-    adapter = recipe.adapter
-    if adapter is None:
-        raise InputError(f"recipe {recipe.name}: has no adapter: use lora")
-    adapted = adapted_modules(model, found, recipe)
-    local = {name.rpartition(".")[2] for name in adapted}
-    everywhere = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in local}
-    # short names keep the adapter's configuration legible; full names where a short one matches elsewhere too
-    targets = sorted(local) if everywhere == set(adapted) else sorted(adapted)
-    return peft.LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        target_modules=targets,
-        fan_in_fan_out=all(is_transposed(module) for module in adapted.values()),
-        bias="none",
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=getattr(model, "name_or_path", None) or None,
-    )
+def _switch(model: Any, *, on: bool) -> None:
+    """Gradient checkpointing of transformers, under its new name or its former one."""
+    verb = "enable" if on else "disable"
+    call = getattr(model, f"activation_checkpointing_{verb}", None)
+    call = call or getattr(model, f"gradient_checkpointing_{verb}")
+    call({"use_reentrant": False}) if on else call()

@@ -1,102 +1,44 @@
-"""The registry of healing recipes: which parameters train, and with which settings unless told otherwise.
+"""The registry of healing recipes, and the recipes for runs of a few dozen steps.
 
-A recipe is data. Two kinds exist: ``tail`` trains the final norm, the head and the last ``blocks`` blocks in
-full; ``lora`` trains low-rank adapters (Hu et al. 2021) on the linear maps of every block. A new recipe of
-either kind is one call of :func:`register`.
+A recipe is data (:mod:`preln.heal.recipe`): what trains, the loss, the settings. A new one is one call of
+:func:`register`, or :func:`override` on one there is. Those with published numbers are in
+:mod:`preln.heal.presets`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from preln.base.errors import InputError
+from preln.heal.presets import PRESETS, by_rate, reassess_partial, tail_summary
+from preln.heal.recipe import LLAMA_LINEAR, LLAMA_MLP, Adapter, Recipe
 from preln.heal.settings import TrainingSettings
 
-LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter: ``W + (alpha / rank) B A``, with ``A`` random and ``B`` zero at the start.
-
-    Attributes:
-        rank: Rows of ``A``.
-        alpha: Numerator of the scale.
-        dropout: Probability of zeroing an input of the adapter while it trains.
-        targets: Last names of the linear maps adapted in every block. Where a block lacks one of them
-            (another architecture), every linear map of the blocks is adapted. The head never is.
-    """
-
-    rank: int = 8
-    alpha: int = 16
-    dropout: float = 0.05
-    targets: tuple[str, ...] = LLAMA_LINEAR
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What trains, and how by default.
-
-    Attributes:
-        name: Name on the command line and in every result.
-        kind: ``tail`` or ``lora``.
-        settings: Training settings of this recipe unless overridden.
-        summary: One line for people.
-        blocks: Blocks trained in full, counted from the end (``tail`` only).
-        adapter: The adapter (``lora`` only).
-        length: Tokens a training row is cut to where rows of text are given.
-        source: Where the numbers come from.
-    """
-
-    name: str
-    kind: str
-    settings: TrainingSettings
-    summary: str
-    blocks: int = 0
-    adapter: Adapter | None = None
-    length: int = 256
-    source: str = "defaults for runs of a few dozen steps"
-
-    def settings_for(self, **overrides: Any) -> TrainingSettings:
-        """The recipe's settings with overrides; None leaves a field as it is.
-
-        A warm-up that is not given is cut to a tenth of the steps given, so that a short run still trains.
-
-        Raises:
-            InputError: A name that is no setting, or a value out of range.
-
-        >>> get_recipe("lora").settings_for(steps=10).warmup_steps
-        1
-        """
-        steps, warmup = overrides.get("steps"), overrides.get("warmup_steps")
-        if isinstance(steps, int) and warmup is None:
-            overrides["warmup_steps"] = min(self.settings.warmup_steps, max(steps, 0) // 10)
-        return self.settings.replaced(**overrides)
-
-    def described(self) -> dict[str, Any]:
-        """The recipe as plain data, without its settings: what decides the form of the trained tensors."""
-        entries = dataclasses.asdict(self)
-        del entries["settings"], entries["summary"]
-        return entries
-
+__all__ = [
+    "LLAMA_LINEAR",
+    "Adapter",
+    "Recipe",
+    "by_rate",
+    "get_recipe",
+    "override",
+    "recipe_names",
+    "register",
+]
 
 _REGISTRY: dict[str, Recipe] = {}
-_PARTIAL = re.compile(r"(reassess-)?partial-(0|[1-9][0-9]*)")
+_FAMILY = re.compile(r"(reassess-partial|partial|rate)-([1-9][0-9]*)")
 
 
 def register(recipe: Recipe) -> Recipe:
     """Add a recipe under its name.
 
     Raises:
-        InputError: The name is taken, or the kind is unknown.
+        InputError: The name is taken.
     """
     if recipe.name in _REGISTRY:
         raise InputError(f"{recipe.name}: a recipe of this name exists: choose another name")
-    if recipe.kind not in ("tail", "lora") or (recipe.kind == "lora") != (recipe.adapter is not None):
-        raise InputError(f"{recipe.name}: kind {recipe.kind!r} must be tail, or lora with an adapter")
     _REGISTRY[recipe.name] = recipe
     return recipe
 
@@ -107,7 +49,10 @@ def recipe_names() -> list[str]:
 
 
 def get_recipe(recipe: str | Recipe) -> Recipe:
-    """The recipe of a name; ``partial-k`` and ``reassess-partial-k`` exist for every k >= 1.
+    """The recipe of a name.
+
+    ``partial-k`` and ``reassess-partial-k`` exist for every k >= 1, ``rate-p`` for every whole percentage
+    that :func:`by_rate` covers.
 
     Raises:
         InputError: No such recipe; the line lists those there are.
@@ -119,79 +64,110 @@ def get_recipe(recipe: str | Recipe) -> Recipe:
         return recipe
     if recipe in _REGISTRY:
         return _REGISTRY[recipe]
-    match = _PARTIAL.fullmatch(str(recipe))
-    if match and match[2] != "0":
-        return _partial(int(match[2]), published=match[1] is not None)
+    match = _FAMILY.fullmatch(str(recipe))
+    if match:
+        number = int(match[2])
+        if match[1] == "rate":
+            return by_rate(number / 100)
+        return _partial(number) if match[1] == "partial" else reassess_partial(number)
     raise InputError(
         f"recipe {recipe!r}: unknown: choose one of {', '.join(_REGISTRY)}, or partial-k for another number k"
     )
 
 
+def override(recipe: str | Recipe, **fields: Any) -> Recipe:
+    """A recipe with some of its fields replaced: its own, its adapter's or its settings'.
+
+    The name stays; ``source`` names what was changed, so that nobody takes the numbers for published ones.
+
+    Args:
+        recipe: Name or recipe.
+        **fields: Fields of :class:`Recipe`, :class:`Adapter` or :class:`TrainingSettings` by name. None
+            leaves a field as it is. Giving ``steps`` unsets ``epochs``, and the other way round.
+
+    Raises:
+        InputError: A name that is no field, a field of an adapter where there is none, a value out of range.
+
+    >>> override("lora", rank=4, learning_rate=3e-4).adapter.rank
+    4
+    """
+    chosen = get_recipe(recipe)
+    given = {name: value for name, value in fields.items() if value is not None}
+    own, adapters, settings = (_fields(kind) for kind in (Recipe, Adapter, TrainingSettings))
+    for name, value in given.items():
+        kind = {"settings": TrainingSettings, "adapter": Adapter}.get(name)
+        if kind is not None and not isinstance(value, kind):
+            raise InputError(f"{name}={value!r}: give a {kind.__name__}, or its fields by name")
+        if name not in own | adapters | settings:
+            known = ", ".join(sorted(own | adapters | settings))
+            raise InputError(f"{name}: no field of a recipe: choose from {known}")
+        if name in adapters and chosen.adapter is None and "adapter" not in given:
+            raise InputError(f"{name}: recipe {chosen.name} has no adapter: use lora, dora, qlora or uidl")
+    if not given:
+        return chosen
+    told = ", ".join(f"{name}={value}" for name, value in given.items() if name not in ("name", "source"))
+    changed = dataclasses.replace(
+        chosen, source=f"{chosen.source}; changed: {told}" if told else chosen.source
+    )
+    changed = dataclasses.replace(changed, **{n: v for n, v in given.items() if n in own})
+    if changed.adapter is not None and (new := {n: v for n, v in given.items() if n in adapters}):
+        changed = dataclasses.replace(changed, adapter=dataclasses.replace(changed.adapter, **new))
+    if new := {n: v for n, v in given.items() if n in settings}:
+        changed = dataclasses.replace(changed, settings=changed.settings_for(**new))
+    return changed
+
+
+def _fields(kind: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
 # Runs of a few dozen steps need rates far above the published 1e-5, which hardly moves the weights in that
 # time. Validation loss of SmolLM2-135M less 8 blocks after 30 steps of 4 x 128 tokens of documentation:
 # reverse order, partial-3, 16.37 -> 5.28 at 1e-3; low block influence, partial-3, 4.36 -> 3.94 at 3e-4 and
-# 3.87 at 1e-3; head, 4.20 at 1e-3. Higher rates and adapters were not compared.
-_SMALL = TrainingSettings(steps=30, batch_size=8, warmup_steps=3, schedule="linear", eval_every=10)
-# "Reassessing Layer Pruning in LLMs" (Lu et al. 2024): 64 rows of 256 tokens, two epochs, best of validation.
-_REASSESS = TrainingSettings(
-    epochs=2,
-    batch_size=64,
-    learning_rate=1e-5,
-    warmup_steps=100,
-    schedule="linear",
-    eval_every=100,
-    checkpoint_every=100,
-    select="best",
+# 3.87 at 1e-3; head, 4.20 at 1e-3. Higher rates were not compared, nor the rates of the other recipes.
+_SMALL = TrainingSettings(
+    steps=30, batch_size=8, learning_rate=1e-3, warmup_steps=3, schedule="linear", eval_every=10
 )
-_REASSESS_SOURCE = "Lu et al. 2024, Reassessing Layer Pruning in LLMs: New Insights and Methods"
+_LOW = _SMALL.replaced(learning_rate=1e-4)
 
 
-def _tail_summary(blocks: int) -> str:
-    if blocks == 0:
-        return "the final norm and the head, in full"
-    return f"the final norm, the head and the last {'block' if blocks == 1 else f'{blocks} blocks'}, in full"
-
-
-def _partial(blocks: int, *, published: bool) -> Recipe:
-    name = f"partial-{blocks}" if blocks else "head"
-    if published:
-        return Recipe(
-            name=f"reassess-{name}",
-            kind="tail",
-            settings=_REASSESS,
-            summary=f"{_tail_summary(blocks)}, with published settings",
-            blocks=blocks,
-            source=_REASSESS_SOURCE,
-        )
+def _partial(blocks: int) -> Recipe:
     return Recipe(
-        name=name,
+        name=f"partial-{blocks}" if blocks else "head",
         kind="tail",
-        settings=_SMALL.replaced(learning_rate=1e-3),
-        summary=_tail_summary(blocks),
+        settings=_SMALL,
+        summary=tail_summary(blocks),
         blocks=blocks,
     )
 
 
-for _blocks in range(4):
-    register(_partial(_blocks, published=False))
-register(
+def _adapted(name: str, summary: str, **fields: Any) -> Recipe:
+    adapter = fields.pop("adapter", Adapter())
+    return Recipe(name=name, kind="lora", settings=_SMALL, summary=summary, adapter=adapter, **fields)
+
+
+for _recipe in (
+    *(_partial(_blocks) for _blocks in range(4)),
+    Recipe(name="full", kind="full", settings=_LOW, summary="every parameter; a shared head stays shared"),
+    _adapted("lora", "rank-8 adapters on the linear maps of every block, merged afterwards"),
+    _adapted("dora", "the same with trained row lengths", adapter=Adapter(dora=True)),
+    _adapted("qlora", "rank-8 adapters while the blocks' linear maps stay in 4 bits", quantised="nf4"),
+    _adapted(
+        "uidl",
+        "adapters on the MLPs, alpha = rank, while the blocks' linear maps stay in 4 bits",
+        adapter=Adapter(alpha=None, targets=LLAMA_MLP, mlp_only=True),
+        quantised="nf4",
+        supervise="all",
+    ),
+    _adapted("distill", "rank-8 adapters, towards the logits of the unpruned model", objective="distill"),
     Recipe(
-        name="lora",
-        kind="lora",
-        settings=_SMALL.replaced(learning_rate=1e-3),
-        summary="rank-8 adapters on the linear maps of every block, merged afterwards",
-        adapter=Adapter(),
-    )
-)
-for _blocks in range(4):
-    register(_partial(_blocks, published=True))
-register(
-    Recipe(
-        name="reassess-lora",
-        kind="lora",
-        settings=_REASSESS,
-        summary="rank-8 adapters on the linear maps of every block, with published settings",
-        adapter=Adapter(),
-        source=_REASSESS_SOURCE,
-    )
-)
+        name="seam",
+        kind="seam",
+        settings=_SMALL,
+        summary="the block in front of every cut, towards the unpruned model's state behind it",
+        blocks=1,
+        objective="seam",
+    ),
+    *PRESETS,
+):
+    register(_recipe)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from preln.base.errors import InputError
 from preln.base.files import hash_tree, staged_directory, write_json, write_parquet, write_text
-from preln.heal.recipes import Recipe, get_recipe
+from preln.heal.recipes import Recipe
 
 if TYPE_CHECKING:
     from preln.heal.api import HealResult
@@ -46,9 +46,8 @@ def save_healed(
     Raises:
         InputError: The folder is not empty, or the recipe made no adapter.
     """
-    recipe = get_recipe(result.manifest["recipe"]["name"]) if adapter else None
-    if recipe is not None:
-        check_target(out, recipe, adapter=True)
+    if adapter and result.adapter_config is None:
+        raise InputError(f"recipe {result.manifest['recipe']['name']}: makes no adapter: use lora")
     with staged_directory(out) as staged:
         if adapter:
             from safetensors.torch import save_file
@@ -136,7 +135,14 @@ def _trained(recipe: dict[str, Any]) -> str:
     if recipe["adapter"] is not None:
         adapter = recipe["adapter"]
         form = f"rank {adapter['rank']}, alpha {adapter['alpha']}, dropout {adapter['dropout']}"
-        return f"LoRA adapters ({form}) on the blocks' linear maps, not on the head"
+        kind = "DoRA" if adapter["dora"] else "LoRA"
+        where = "the blocks' MLPs" if adapter["mlp_only"] else "the blocks' linear maps, not on the head"
+        base = " over a 4-bit (NF4) base" if recipe["quantised"] else ""
+        return f"{kind} adapters ({form}) on {where}{base}"
+    if recipe["kind"] == "full":
+        return "every parameter"
+    if recipe["kind"] == "seam":
+        return f"the {recipe['blocks']} block(s) in front of every cut, in full"
     blocks = recipe["blocks"]
     last = "" if blocks == 0 else ", last block" if blocks == 1 else f", last {blocks} blocks"
     return f"final norm, head{last}, in full"

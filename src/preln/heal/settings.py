@@ -10,6 +10,9 @@ from typing import Any
 from preln.base.errors import InputError
 
 SCHEDULES = ("linear", "cosine", "constant")
+OPTIMIZERS = ("adamw", "paged_adamw_8bit")
+PRECISIONS = ("bfloat16", "float16")
+_COUNTS = ("steps", "batch_size", "gradient_accumulation", "eval_every", "checkpoint_every", "early_stop")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,13 @@ class TrainingSettings:
         eval_every: Steps between validation losses; None measures at the start and the end only.
         checkpoint_every: Steps between checkpoints, where a folder for them is given; None makes none.
         select: ``last`` keeps the final weights; ``best`` those of the lowest validation loss.
+        optimizer: ``adamw``, or ``paged_adamw_8bit`` of bitsandbytes (see
+            :func:`preln.heal.optimizers.make_optimizer`).
+        gradient_checkpointing: Whether the blocks' inner states are computed again in the backward pass
+            instead of stored.
+        precision: Dtype that matrix products are computed in, by autocast; None: that of the weights.
+        early_stop: Validation losses in a row without a new lowest after which the run ends; None goes on to
+            the last step.
 
     >>> TrainingSettings(steps=10, learning_rate=1e-3, warmup_steps=2, schedule="constant").rate(0)
     0.0005
@@ -48,6 +58,10 @@ class TrainingSettings:
     eval_every: int | None = None
     checkpoint_every: int | None = 10
     select: str = "last"
+    optimizer: str = "adamw"
+    gradient_checkpointing: bool = False
+    precision: str | None = None
+    early_stop: int | None = None
 
     def __post_init__(self) -> None:
         """Check every field by itself.
@@ -57,24 +71,30 @@ class TrainingSettings:
         """
         if (self.steps is None) == (self.epochs is None):
             raise InputError(f"steps={self.steps}, epochs={self.epochs}: give exactly one of the two")
-        for name in ("steps", "batch_size", "gradient_accumulation", "eval_every", "checkpoint_every"):
+        for name in _COUNTS:
             value = getattr(self, name)
-            if value is not None and not (_is_whole(value) and value >= 1):
+            if value is not None and not (is_whole(value) and value >= 1):
                 raise InputError(f"{name}={value!r}: must be a whole number of at least 1")
         for name in ("warmup_steps", "seed"):
             value = getattr(self, name)
-            if not (_is_whole(value) and value >= 0):
+            if not (is_whole(value) and value >= 0):
                 raise InputError(f"{name}={value!r}: must be a whole number of at least 0")
         for name in ("learning_rate", "epochs", "max_grad_norm"):
             value = getattr(self, name)
-            if value is not None and not (_is_real(value) and value > 0):
+            if value is not None and not (is_real(value) and value > 0):
                 raise InputError(f"{name}={value!r}: must be a positive number")
-        if not (_is_real(self.weight_decay) and self.weight_decay >= 0):
+        if not (is_real(self.weight_decay) and self.weight_decay >= 0):
             raise InputError(f"weight_decay={self.weight_decay!r}: must not be negative")
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
-        if self.select not in ("last", "best"):
-            raise InputError(f"select={self.select!r}: choose last or best")
+        choices = {"schedule": SCHEDULES, "select": ("last", "best"), "optimizer": OPTIMIZERS}
+        if self.precision is not None:
+            choices["precision"] = PRECISIONS
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        if not isinstance(self.gradient_checkpointing, bool):
+            raise InputError(f"gradient_checkpointing={self.gradient_checkpointing!r}: must be True or False")
+        if self.early_stop is not None and self.eval_every is None:
+            raise InputError(f"early_stop={self.early_stop}: needs validation on the way: give eval_every")
         if self.batch_size % self.gradient_accumulation:
             raise InputError(
                 f"gradient_accumulation={self.gradient_accumulation}: must divide "
@@ -143,9 +163,11 @@ class TrainingSettings:
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def _is_whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """Whether a value is an integer and no truth value."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_real(value: object) -> bool:
+def is_real(value: object) -> bool:
+    """Whether a value is a finite number and no truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

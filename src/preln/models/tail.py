@@ -1,4 +1,4 @@
-"""The two ends of a pass apart: blocks without the head, and everything behind the blocks, in chunks."""
+"""The other end of a pass: everything behind the blocks, in chunks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from preln.base.errors import InputError
-from preln.models.placement import Call
-from preln.models.residual import Tokens, model_inputs
+from preln.models.residual import Tokens
 from preln.models.roles import same
-from preln.models.structure import find_blocks, hidden_of
-from preln.models.surgery import Stored, view
+from preln.models.structure import find_blocks
+from preln.models.surgery import view
+from preln.models.through import StandIn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,101 +23,6 @@ if TYPE_CHECKING:
 # logits held at once: 2^25 numbers are 128 MiB in float32
 _LOGITS = 2**25
 _LEAST = 16
-
-
-class _Stop(Exception):
-    """The last block has returned."""
-
-
-def _without_hidden(call: Call, hidden: Tensor) -> Call:
-    """A call that does not keep its hidden state alive; :func:`preln.models.replay` puts another there."""
-    args, kwargs = call
-    if args:
-        return (None, *args[1:]), kwargs
-    return args, {name: None if value is hidden else value for name, value in kwargs.items()}
-
-
-def run_blocks(
-    model: nn.Module, blocks: Sequence[nn.Module], tokens: Tokens
-) -> tuple[Float[Tensor, "b t d"], list[Call]]:
-    """x[L], and the arguments with which every block was called, from a pass that ends before the final norm.
-
-    With the calls, any block can be run again on another hidden state (:func:`preln.models.replay`), with the
-    masks, positions and rotary tables of this pass, which are thus made once.
-
-    Args:
-        model: A causal model.
-        blocks: Its blocks.
-        tokens: One sequence batch, on the model's device.
-
-    Raises:
-        InputError: A block runs twice or never, or carries a second hidden state beside the stream.
-    """
-    calls: list[Call] = []
-    beside: list[Tensor] = []
-    found: list[Tensor] = []
-    handles: list[Any] = []
-
-    def keep(index: int) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if index != len(calls):
-                raise InputError(f"block {index}: does not run once, in its place, in a pass: not supported")
-            hidden = args[0] if args else kwargs["hidden_states"]
-            others = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v is not hidden]
-            others = [v for v in others if v.is_floating_point() and v.shape == hidden.shape]
-            if index == 0:
-                beside.extend(others)
-            elif len(others) != len(beside) or not all(
-                a is b or torch.equal(a, b) for a, b in zip(others, beside, strict=True)
-            ):
-                raise InputError(f"block {index}: carries a second hidden state: not supported")
-            calls.append(_without_hidden((args, kwargs), hidden))
-
-        return hook
-
-    def stop(_: nn.Module, __: Any, output: Any) -> None:
-        found.append(hidden_of(output))
-        raise _Stop
-
-    try:
-        for index, block in enumerate(blocks):
-            handles.append(block.register_forward_pre_hook(keep(index), with_kwargs=True))
-        handles.append(blocks[-1].register_forward_hook(stop))
-        model(**model_inputs(model, tokens))
-    except _Stop:
-        return found[0], calls
-    finally:
-        for handle in handles:
-            handle.remove()
-    raise InputError(f"block {len(blocks) - 1}: did not run in a pass: not supported")
-
-
-class _StandIn(Stored):
-    """Returns a stored state in the form in which the model's blocks return theirs."""
-
-    def __init__(self, model: PreTrainedModel, block: nn.Module) -> None:
-        super().__init__()
-        self._others = 0
-        self._tuple = False
-
-        def look(_: nn.Module, __: Any, output: Any) -> None:
-            self._tuple = not isinstance(output, Tensor)
-            self._others = len(output) - 1 if self._tuple else 0
-            raise _Stop
-
-        device = next(model.get_input_embeddings().parameters()).device
-        handle = block.register_forward_hook(look)
-        try:
-            with torch.no_grad():
-                model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
-        except _Stop:
-            pass
-        finally:
-            handle.remove()
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        """The stored state, alone or in a tuple."""
-        return (self.state, *[None] * self._others) if self._tuple else self.state
 
 
 class Tail:
@@ -144,7 +49,7 @@ class Tail:
             rows: Tokens in a chunk (default: by the size of the vocabulary).
             block: Its first block, where the caller knows it already.
         """
-        self._given = _StandIn(model, block or find_blocks(model)[1][0])
+        self._given = StandIn(model, block or find_blocks(model)[1][0])
         self._view = view(model, [self._given])
         self._decoder: Any = self._view.get_decoder()
         self.rows = rows or max(_LEAST, _LOGITS // model.config.get_text_config().vocab_size)
@@ -247,19 +152,44 @@ class Tail:
         One chunk's graph exists at a time. Continue with ``state.backward(gradient)``.
         """
         hidden, ids, following = self._predicting(state.detach(), tokens)
-        slopes = torch.empty_like(hidden)
-        found = []
+        found, slopes = self.backward(
+            hidden, ids, lambda logits, rows: cross_entropies(logits, following[rows]), total
+        )
+        gradient = torch.zeros_like(state)
+        gradient[:, :-1][tokens.targets.to(state.device)] = slopes
+        return self._spread(found, tokens), gradient
+
+    def backward(
+        self,
+        hidden: Float[Tensor, "n d"],
+        ids: Int[Tensor, " n"],
+        objective: Callable[[Tensor, slice], Tensor],
+        total: float = 1.0,
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
+        """Values of ``objective(logits, rows)`` of every token, and the gradient of their sum over ``total``.
+
+        One chunk's graph exists at a time. Parameters of norm and head that require a gradient get theirs.
+
+        Args:
+            hidden: States behind the last block, without a graph.
+            ids: The tokens at which the states are.
+            objective: From the logits ``[rows, v]`` of a chunk to one number a token.
+            total: What the gradient is divided by.
+
+        Returns:
+            The values, and the gradient with respect to ``hidden``.
+        """
         self._check(hidden, ids)
+        slopes, values = torch.empty_like(hidden), []
         for start in range(0, len(hidden), self.rows):
             rows = slice(start, start + self.rows)
             with torch.enable_grad():
                 leaf = hidden[rows].clone().requires_grad_(True)
-                losses = cross_entropies(self.logits(leaf, ids[rows]), following[rows])
-                (slopes[rows],) = torch.autograd.grad(losses.sum() / total, leaf)
-            found.append(losses.detach())
-        gradient = torch.zeros_like(state)
-        gradient[:, :-1][tokens.targets.to(state.device)] = slopes
-        return self._spread(torch.cat(found), tokens), gradient
+                each = objective(self.logits(leaf, ids[rows]), rows)
+                (each.sum() / total).backward()
+            slopes[rows] = leaf.grad if leaf.grad is not None else 0.0
+            values.append(each.detach())
+        return torch.cat(values), slopes
 
 
 def _along(chain: Sequence[nn.Module], hidden: Tensor) -> Tensor:

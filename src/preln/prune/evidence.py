@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from preln.base.errors import InputError
 from preln.base.progress import track
 from preln.models.residual import Change, Tokens, change, check_finite, on_blocks, undisturbed, wide
-from preln.models.tail import Tail, run_blocks
+from preln.models.tail import Tail
+from preln.models.through import run_blocks
 from preln.prune.angles import angles
 from preln.prune.left_out import loss_table, losses_without
 from preln.prune.walk import Walk

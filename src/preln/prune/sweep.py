@@ -12,7 +12,8 @@ from torch import Tensor
 from preln.base.errors import InputError
 from preln.base.progress import track
 from preln.models.residual import on_blocks, undisturbed
-from preln.models.tail import Tail, run_blocks
+from preln.models.tail import Tail
+from preln.models.through import run_blocks
 from preln.prune.left_out import loss_table
 from preln.prune.scores import make_request
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from preln.models import replay
 from preln.models.placement import Call
 from preln.models.residual import Tokens, check_finite, on_blocks
-from preln.models.tail import run_blocks
+from preln.models.through import run_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

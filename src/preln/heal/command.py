@@ -1,0 +1,98 @@
+"""From what a user asks for to recipes, removed blocks and a sweep on disk."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from preln.base.errors import InputError
+from preln.base.files import staged_directory, write_json, write_parquet
+from preln.base.provenance import provenance
+from preln.heal.recipe import Recipe
+from preln.heal.recipes import get_recipe, override
+from preln.heal.sweep import read_grid, read_value, summary, sweep
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def read_recipes(names: str, changes: Sequence[str], *, several: bool) -> list[Recipe]:
+    """The recipes of comma-separated names, with ``name=value`` changes to each.
+
+    Raises:
+        InputError: An unknown recipe or field, or several recipes where one is wanted.
+    """
+    found = [get_recipe(name.strip()) for name in names.split(",")]
+    if len(found) > 1 and not several:
+        raise InputError(f"--recipe {names}: several recipes need --sweep: name one, or a --sweep NAME=V,V")
+    fields = {}
+    for word in changes:
+        name, equals, text = word.partition("=")
+        if not equals or not name.strip() or not text.strip():
+            raise InputError(f"--set {word!r}: write it as name=value, such as rank=16")
+        fields[name.strip().replace("-", "_")] = read_value(text.strip())
+    return [override(recipe, **fields) if fields else recipe for recipe in found]
+
+
+def dropped_blocks(model: str, layers: str | None) -> list[int] | None:
+    """The blocks that were removed from the unpruned model, as named or as a checkpoint's plan tells.
+
+    Raises:
+        InputError: Anything but numbers and ranges.
+    """
+    plan = Path(model) / "plan.yaml"
+    if layers is not None:
+        try:
+            spans = [[int(end) for end in part.split("-")] for part in layers.split(",")]
+            return [block for span in spans for block in range(span[0], span[-1] + (len(span) == 1))]
+        except ValueError as error:
+            raise InputError(f"--dropped {layers!r}: write blocks as 3,4,20-23 (half-open)") from error
+    if not plan.is_file():
+        return None
+    stored = yaml.safe_load(plan.read_text(encoding="utf-8"))
+    return list(stored["drop"]) if isinstance(stored, dict) and stored.get("drop") else None
+
+
+def sweep_verb(
+    model: PreTrainedModel,
+    train: Any,
+    held_out: Any,
+    recipes: Sequence[Recipe],
+    arguments: argparse.Namespace,
+    told: dict[str, Any],
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Run a sweep and write ``sweep.parquet``, ``training.parquet`` and ``manifest.json`` under ``--out``.
+
+    Raises:
+        InputError: See :func:`preln.heal.sweep`.
+    """
+    folder, grid = f"{str(arguments.out).rstrip('/')}.resume", read_grid(arguments.sweep)
+    start = provenance()
+    table, histories = sweep(
+        model,
+        train,
+        recipes=recipes,
+        grid=grid,
+        seeds=arguments.seeds,
+        validation=held_out,
+        folder=folder,
+        **told,
+        **settings,
+    )
+    lines = summary(table)
+    with staged_directory(arguments.out) as staged:
+        write_parquet(staged / "sweep.parquet", table)
+        write_parquet(staged / "summary.parquet", lines)
+        write_parquet(staged / "training.parquet", histories)
+        facts = {"model": arguments.model, "data": arguments.data, "grid": grid, "seeds": arguments.seeds}
+        spent = {"prefix_seconds": told["cache"].seconds}
+        write_json(staged / "manifest.json", {**start, **facts, **spent})
+    shutil.rmtree(folder, ignore_errors=True)
+    print(lines.to_string(index=False))
+    return {"out": arguments.out, "best": lines.iloc[0].to_dict()}
