@@ -18,7 +18,7 @@ from torch import Tensor
 from preln.base.checkpoints import Checkpoints
 from preln.base.errors import InputError
 from preln.base.progress import track
-from preln.base.provenance import provenance
+from preln.base.provenance import now, provenance
 from preln.data import fingerprint
 from preln.models import anatomy
 from preln.models.residual import as_tokens, undisturbed
@@ -155,6 +155,7 @@ def probe_tables(
         InputError: Bad tokens, unknown measures, measures that the model does not allow, values that are
             not finite (naming block and site), a norm that no formula reproduces, checkpoints of another run.
     """
+    begun = provenance()
     tokens = as_tokens(batch, attention_mask)
     if jacobian_sequences < 1:
         raise InputError(f"jacobian_sequences {jacobian_sequences}: use at least 1")
@@ -172,26 +173,27 @@ def probe_tables(
         layers = pd.concat([layers, norms], ignore_index=True)
         sequences = pd.concat([sequences, values], ignore_index=True)
     layers = layers.sort_values(["measure", "site", "statistic", "layer"], ignore_index=True)
-    manifest = provenance(
-        model=_name(model),
-        num_blocks=found.num_blocks,
-        placement=found.placement,
-        dtype=plan.dtype,
-        attn_implementation=plan.attention,
-        device=str(_device(plan)),
-        tokens={
+    manifest = begun | {
+        "model": _name(model),
+        "num_blocks": found.num_blocks,
+        "placement": found.placement,
+        "dtype": plan.dtype,
+        "attn_implementation": plan.attention,
+        "device": str(_device(plan)),
+        "tokens": {
             "fingerprint": fingerprint(batch),
             "sequences": batch.shape[0],
             "real": int(tokens.real.sum()),
             "targets": passes.total,
         },
-        loss=float(passes.losses.sum() / passes.total),
-        seed=seed,
-        bootstrap=bootstrap,
-        batch_size=batch_size,
-        jacobian_sequences=min(jacobian_sequences, len(batch)) if wanted & set(JACOBIAN) else 0,
-        notes=notes,
-    )
+        "loss": float(passes.losses.sum() / passes.total),
+        "seed": seed,
+        "bootstrap": bootstrap,
+        "batch_size": batch_size,
+        "jacobian_sequences": min(jacobian_sequences, len(batch)) if wanted & set(JACOBIAN) else 0,
+        "notes": notes,
+        "end": now(),
+    }
     for key in ("dtype", "attn_implementation", "placement", "notes", "loss"):
         layers.attrs[key] = manifest[key]
     found_pairs = None
