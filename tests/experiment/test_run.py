@@ -6,16 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 
+from preln import load_model, load_tokens
 from preln.base.errors import InputError
-from preln.base.files import hash_tree
+from preln.base.files import hash_tree, write_json
 from preln.experiment import RunStore, read_study, run_study
 from preln.experiment import steps as work
 from preln.experiment.export import export_run
+from preln.prune import make_plan, read_plan, score
 
 pytestmark = pytest.mark.integration
 VOLATILE = ("step.json", "manifest.json", "training.parquet", "ledger.json")
@@ -220,3 +223,21 @@ def test_a_theorem_that_fails_is_named_and_turns_the_exit_code(
     monkeypatch.setattr(experiment, "run_study", lambda *_: summary)
     assert cli.main(["run", str(write_yaml(study_values)), "--out", str(tmp_path / "run")]) == 1
     assert "RMS-NORM" in capsys.readouterr().err
+
+
+def test_a_window_is_scored_for_the_size_that_goes(study_values, write_yaml, tmp_path, monkeypatch):
+    empty = {"schema_version": 1, "claims": []}  # the theorems play no part here
+    monkeypatch.setattr(work, "verify_step", lambda _, folder, __: write_json(folder / "ledger.json", empty))
+    study_values["prune"] = {"metrics": ["angular", "sleb"], "drop": [1, 3]}
+    study_values |= {"heal": [], "hypotheses": study_values["hypotheses"][:1]}
+    study_values.pop("tasks", None)
+    run = run_study(read_study(write_yaml(study_values)), tmp_path / "run")["run"]
+    model, tokenizer = load_model("tiny:llama:6")
+    asked = study_values["data"]["calibration"]
+    asked = {name: value for name, value in asked.items() if name != "source"}
+    batch = load_tokens(study_values["data"]["calibration"]["source"], tokenizer, **asked)
+    for metric in ("angular", "sleb"):
+        for drop in (1, 3):
+            plan = read_plan(Path(run) / f"prune-{metric}-{drop}" / "plan.yaml")
+            expected = make_plan(score(model, batch, [metric], size=drop), metric, drop=drop)
+            assert plan.drop == expected.drop and plan.scores == pytest.approx(expected.scores)

@@ -11,6 +11,7 @@ from preln.experiment import steps as work
 from preln.experiment.lab import Lab
 from preln.experiment.store import Step
 from preln.experiment.study import DENSE, healed_name, pruned_name
+from preln.prune import depends_on_size
 
 # the rooms whose code a kind of step runs: a change there makes its stored results stale
 _ROOMS = {
@@ -65,6 +66,7 @@ def build_steps(lab: Lab) -> list[Step]:
     ]
     for drop in study.prune.drop:
         for metric in study.prune.metrics:
+            again = {"calibration": data["calibration"]} if depends_on_size(metric) else {}
             found.append(
                 step(
                     f"prune-{pruned_name(metric, drop)}",
@@ -76,6 +78,7 @@ def build_steps(lab: Lab) -> list[Step]:
                     metric=metric,
                     drop=drop,
                     protect=study.prune.protect,
+                    **again,
                 )
             )
     for entry in study.heal:

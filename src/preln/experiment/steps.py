@@ -16,7 +16,7 @@ from preln.experiment.study import DENSE, Healing, Hypothesis, healed_name, prun
 from preln.heal import get_recipe, train
 from preln.models import anatomy, view
 from preln.probe import probe_tables, write_probe
-from preln.prune import leave_one_out, make_plan, score, write_plan
+from preln.prune import depends_on_size, leave_one_out, make_plan, score, write_plan
 
 
 def verify_step(lab: Lab, folder: Path, _work: Path) -> None:
@@ -49,12 +49,17 @@ def damage_step(lab: Lab, folder: Path, _work: Path) -> None:
 
 def prune_step(lab: Lab, folder: Path, _work: Path, *, metric: str, drop: int) -> None:
     """Choose blocks by one metric, and measure the model without them: ``plan.yaml``, ``result.json``."""
-    scores = pd.read_parquet(lab.path("score", "scores.parquet"))
+    protect = lab.study.prune.protect
+    if depends_on_size(metric):  # the stored scores are for a size of their own
+        told = {"seed": lab.study.seed, "size": drop, "protect": protect}
+        scores = score(lab.model, lab.tokens["calibration"], [metric], **told)
+    else:
+        scores = pd.read_parquet(lab.path("score", "scores.parquet"))
     plan = make_plan(
         scores,
         metric,
         drop=drop,
-        protect=lab.study.prune.protect,
+        protect=protect,
         tokens=lab.identity["data"]["calibration"]["sha256"],
         model=lab.study.model,
     )

@@ -18,7 +18,7 @@ from preln.prune.plan import (
     write_plan,
 )
 from preln.prune.record import describe_scores, orders, write_scores
-from preln.prune.registry import HALF_METRICS
+from preln.prune.registry import HALF_METRICS, depends_on_size
 from preln.prune.removals import removal_losses
 from preln.prune.replace import REPLACEMENTS, elder_weights, replace_blocks
 from preln.prune.scores import leave_one_out, score
@@ -35,6 +35,7 @@ __all__ = [
     "Plan",
     "carry_out",
     "compare",
+    "depends_on_size",
     "depth_sweep",
     "describe_scores",
     "elder_weights",

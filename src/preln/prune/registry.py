@@ -134,6 +134,18 @@ def split_names(metrics: str | Iterable[str], everything: Iterable[str]) -> list
     return names
 
 
+def depends_on_size(name: str) -> bool:
+    """Whether what a criterion over blocks removes depends on how many are to go, beyond the first of them.
+
+    Windows for one size are not the beginnings of windows for a larger one; greedy and iterative criteria
+    stop at their size.
+
+    >>> depends_on_size("block_influence")
+    False
+    """
+    return bool({"windows", "token_windows"} & CRITERIA[name].needs) or not CRITERIA[name].shared
+
+
 def shared_metrics() -> list[str]:
     """Criteria that share their passes: what ``"all"`` means."""
     return [name for name, each in CRITERIA.items() if each.shared]
