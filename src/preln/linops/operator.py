@@ -131,7 +131,7 @@ def _differentiable() -> Iterator[None]:
     """Turn torch's refusals to differentiate into one line with the mend; other errors pass."""
     try:
         yield
-    except RuntimeError as error:  # NotImplementedError is one too
+    except RuntimeError as error:  # also where a derivative is not written
         refusals = (
             "not implemented",
             "double backward",
