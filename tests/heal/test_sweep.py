@@ -11,6 +11,7 @@ from preln.base.errors import InputError
 from preln.cli import main
 from preln.heal import sweep as sweep_of
 from preln.heal import train
+from preln.heal.command import dropped_blocks
 from preln.heal.sweep import read_grid, summary
 from preln.models import tiny_model
 
@@ -161,3 +162,19 @@ def test_the_command_learns_from_a_teacher(tmp_path, capsys):
         out = tmp_path / recipe
         assert main([*words, "--recipe", recipe, "--out", str(out)]) == 0, recipe
         assert json.loads((out / "manifest.json").read_text())["teacher"]["drop"] == [2]
+
+
+@pytest.mark.parametrize("layers", ["1-2-9", "5-5", "2,2", "3a", "x"])
+def test_dropped_blocks_that_make_no_sense_are_refused(layers):
+    with pytest.raises(InputError):
+        dropped_blocks("tiny:llama", layers)
+
+
+def test_dropped_blocks_are_half_open_and_come_from_a_plan(tmp_path):
+    assert dropped_blocks("tiny:llama", "1,4-6") == [1, 4, 5]
+    assert dropped_blocks(str(tmp_path), None) is None
+    (tmp_path / "plan.yaml").write_text("drop: [2, 3]\n")
+    assert dropped_blocks(str(tmp_path), None) == [2, 3]
+    (tmp_path / "plan.yaml").write_text("drop: [2,\n")
+    with pytest.raises(InputError, match="by --dropped"):
+        dropped_blocks(str(tmp_path), None)

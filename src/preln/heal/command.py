@@ -16,6 +16,7 @@ from preln.base.provenance import provenance
 from preln.heal.recipe import Recipe
 from preln.heal.recipes import get_recipe, override
 from preln.heal.sweep import read_grid, read_value, summary, sweep
+from preln.models.layers import parse_layers, sort_halves
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,18 +44,20 @@ def dropped_blocks(model: str, layers: str | None) -> list[int] | None:
     """The blocks that were removed from the unpruned model, as named or as a checkpoint's plan tells.
 
     Raises:
-        InputError: Anything but numbers and ranges.
+        InputError: Anything but whole blocks and ascending ranges, or a plan that cannot be read.
     """
     plan = Path(model) / "plan.yaml"
     if layers is not None:
-        try:
-            spans = [[int(end) for end in part.split("-")] for part in layers.split(",")]
-            return [block for span in spans for block in range(span[0], span[-1] + (len(span) == 1))]
-        except ValueError as error:
-            raise InputError(f"--dropped {layers!r}: write blocks as 3,4,20-23 (half-open)") from error
+        found = sort_halves(parse_layers(layers))
+        if found["drop_attention"] or found["drop_mlp"]:
+            raise InputError(f"--dropped {layers!r}: name whole blocks: a half leaves no seam")
+        return found["drop"]
     if not plan.is_file():
         return None
-    stored = yaml.safe_load(plan.read_text(encoding="utf-8"))
+    try:
+        stored = yaml.safe_load(plan.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{plan}: cannot be read as YAML: name the blocks by --dropped") from error
     return list(stored["drop"]) if isinstance(stored, dict) and stored.get("drop") else None
 
 

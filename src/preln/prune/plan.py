@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from preln.base.errors import InputError
 from preln.base.files import write_text
 from preln.models import check_drop
-from preln.prune.layers import parse_layers, sort_halves
+from preln.models.layers import parse_layers, sort_halves
 
 __all__ = ["PRESETS", "REMOVE", "Plan", "make_plan", "parse_layers", "plan_layers", "plan_text",
            "protected_blocks", "read_plan", "write_plan"]  # fmt: skip

@@ -14,11 +14,11 @@ from torch import Tensor
 from preln.base.errors import InputError
 from preln.base.progress import track
 from preln.models import anatomy
+from preln.models.layers import sort_halves
 from preln.models.residual import undisturbed
 from preln.models.tail import Tail
 from preln.prune.branches import Half, find_halves, whole_blocks
 from preln.prune.greedy import Part, Stack
-from preln.prune.layers import sort_halves
 from preln.prune.scores import make_request
 from preln.prune.walk import Walk, walk
 
