@@ -30,6 +30,7 @@ def study_values(corpus):
         "name": "small",
         "question": "does it run?",
         "model": "tiny:llama:6",
+        "theory": "none",
         "data": {
             "calibration": tokens(corpus, 4),
             "evaluation": tokens(corpus, 4, "validation"),

@@ -15,6 +15,41 @@ def test_a_study_reads_and_resolves_to_itself(study_values, write_yaml, tmp_path
     assert read_study(again) == study
 
 
+def test_rates_and_seeds_make_a_grid(study_values, write_yaml):
+    study_values["heal"][1] |= {"learning_rate": [1e-5, 1e-3], "seeds": [0, 3]}
+    single, *grid = read_study(write_yaml(study_values)).heal_runs
+    assert (single.name, single.group, single.learning_rate, single.seed) == (
+        "partial-3",
+        "partial-3",
+        1e-5,
+        0,
+    )
+    assert [(run.name, run.group) for run in grid] == [
+        ("lora-1e-05-s0", "lora-1e-05"),
+        ("lora-1e-05-s3", "lora-1e-05"),
+        ("lora-0.001-s0", "lora-0.001"),
+        ("lora-0.001-s3", "lora-0.001"),
+    ]
+    assert [(run.learning_rate, run.seed) for run in grid] == [(1e-5, 0), (1e-5, 3), (1e-3, 0), (1e-3, 3)]
+
+
+def test_tasks_want_weights_that_are_kept(study_values, write_yaml):
+    study_values["tasks"] = {"names": ["piqa"], "models": ["reverse-2-lora"]}
+    read_study(write_yaml(study_values))
+    study_values["heal"][1]["keep_weights"] = False
+    with pytest.raises(InputError, match="are not kept"):
+        read_study(write_yaml(study_values))
+
+
+def test_one_hypothesis_may_be_decided_by_several_models(study_values, write_yaml):
+    partial = study_values["hypotheses"][8]
+    study_values["hypotheses"] += [{**partial, "model": "reverse-2"}]
+    assert len(read_study(write_yaml(study_values)).hypotheses) == 10
+    study_values["hypotheses"] += [{**partial, "model": "reverse-2"}]
+    with pytest.raises(InputError, match="listed twice"):
+        read_study(write_yaml(study_values))
+
+
 def change(values, path, value):
     values = copy.deepcopy(values)
     place = values
@@ -38,6 +73,12 @@ def change(values, path, value):
         (["hypotheses", 0, "id"], "HYP-NONE", "HYP-NONE cannot be decided"),
         (["hypotheses", 0, "statistic"], "guess", "no statistic 'guess'"),
         (["hypotheses", 0, "direction"], "left", r"hypotheses\.0\.direction"),
+        (["hypotheses", 0, "model"], "reverse-2", "not about one pruned model"),
+        (["hypotheses", 8, "model"], "reverse-3", "none of the pruned models"),
+        (["prune", "probe"], ["reverse-3"], "none of the pruned models"),
+        (["heal", 0, "learning_rate"], [1e-5, -1.0], r"heal\.0\.learning_rate"),
+        (["heal", 0, "learning_rate"], [1e-5, 1e-5], "would run twice"),
+        (["heal", 0, "seeds"], [0, 0], "would run twice"),
         (["name"], None, "name"),
     ],
 )

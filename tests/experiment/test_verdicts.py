@@ -16,14 +16,11 @@ from preln.experiment.depth_statistics import (
 )
 from preln.experiment.loss_statistics import (
     last_block,
-    partial_published,
     predicts_first_order,
-    reverse_healed,
     reverse_raw,
 )
 from preln.experiment.losses import damages
-from preln.experiment.statistics import STATISTICS, MissingData
-from preln.experiment.study import Healing
+from preln.experiment.statistics import STATISTICS
 
 N = 6
 
@@ -66,10 +63,10 @@ def test_no_interval_is_inconclusive_and_no_data_untested():
 class Run:
     """A stand-in for the lab: a folder of tables."""
 
-    def __init__(self, root, heal=()):
+    def __init__(self, root):
         self.root = root
         prune = SimpleNamespace(metrics=("reverse", "block_influence", "random"), drop=(2,))
-        self.study = SimpleNamespace(seed=0, prune=prune, heal=tuple(heal))
+        self.study = SimpleNamespace(seed=0, prune=prune)
 
     def path(self, step, file):
         return self.root / step / file
@@ -97,8 +94,6 @@ class Run:
         folder.mkdir(exist_ok=True)
         frame = pd.DataFrame({"sequence": range(N), "loss": values, "tokens": 31})
         frame.to_parquet(folder / "sequences.parquet")
-        result = {"learning_rate": 1e-5, "tokens": 100, "loss_before": 9.0}
-        (folder / "result.json").write_text(json.dumps(result))
 
     def damage(self, deltas):
         (self.root / "damage").mkdir(exist_ok=True)
@@ -136,8 +131,9 @@ def test_param_attenuation_reads_the_stored_resamples(run):
     # a group of weights is no block
     layers = pd.concat([pd.DataFrame(columns), pd.DataFrame(columns | {"site": "q", "value": norms[::-1]})])
     layers.to_parquet(folder / "layers.parquet")
-    draws = [(layer, d, norms[layer] * (1 + 0.001 * d)) for layer in range(5) for d in range(4)]
-    pd.DataFrame(draws, columns=["layer", "draw", "value"]).to_parquet(folder / "resamples.parquet")
+    draws = [("block", layer, d, norms[layer] * (1 + 0.001 * d)) for layer in range(5) for d in range(4)]
+    draws += [("head", 5, d, 100.0) for d in range(4)]  # no block either
+    pd.DataFrame(draws, columns=["site", "layer", "draw", "value"]).to_parquet(folder / "resamples.parquet")
     found = param_attenuation(run)
     assert found.value == pytest.approx(spearman(norms, range(5)))
     assert "without the last two blocks the correlation is -1.000" in found.note
@@ -166,17 +162,6 @@ def test_reverse_raw_compares_with_the_best_other_metric_in_pairs(run):
     assert status(reverse_raw(run).interval(), 0.0, "below") == "supported"
 
 
-def test_reverse_healed_takes_the_recipe_that_healed_most_metrics(tmp_path):
-    both = Healing(recipe="partial-3", models=("reverse-2", "random-2"), steps=1, batch_size=1)
-    one = Healing(recipe="lora", models=("reverse-2",), steps=1, batch_size=1)
-    run = Run(tmp_path, [one, both])
-    run.losses("heal-reverse-2-partial-3", np.full(N, 2.0))
-    run.losses("heal-random-2-partial-3", np.full(N, 3.0))
-    assert reverse_healed(run).value == -1.0
-    with pytest.raises(MissingData):
-        reverse_healed(Run(tmp_path, [one]))
-
-
 def test_last_block_is_compared_with_the_deeper_half_only(run):
     run.damage([9.0, 0.3, 0.1, 0.2, 0.5])
     found = last_block(run)
@@ -202,21 +187,8 @@ def test_prediction_correlates_two_independent_tables(run):
     assert "0.200" in found.note  # gradients 4, 3, 2, 1 against damages .5, .1, .2, .3
 
 
-def test_partial_against_lora_needs_equal_tokens_and_the_published_rate(tmp_path):
-    def entry(recipe, **more):
-        return Healing(recipe=recipe, models=("reverse-2",), batch_size=1, **{"steps": 1, **more})
-
-    run = Run(tmp_path, [entry("partial-3", learning_rate=1e-5), entry("lora", learning_rate=1e-5)])
-    run.losses("heal-reverse-2-partial-3", np.full(N, 2.0))
-    run.losses("heal-reverse-2-lora", np.full(N, 2.5))
-    assert partial_published(run).value == -0.5
-    for other in (entry("lora", learning_rate=1e-3), entry("lora", learning_rate=1e-5, steps=2)):
-        with pytest.raises(MissingData):
-            partial_published(Run(tmp_path, [entry("partial-3", learning_rate=1e-5), other]))
-
-
 def test_every_statistic_has_a_meaning_in_words():
     for statistics in STATISTICS.values():
-        for function, meaning in statistics.values():
-            assert function.__doc__
-            assert len(meaning) > 20
+        for found in statistics.values():
+            assert found.function.__doc__
+            assert len(found.meaning) > 20

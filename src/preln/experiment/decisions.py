@@ -82,6 +82,7 @@ def as_row(
     value = measured.value if measured and np.isfinite(measured.value) else None
     return {
         "id": claim["id"],
+        "model": rule.get("model"),
         "statement": claim["statement"],
         "source": claim["source"],
         "status": status(interval, rule["threshold"], rule["direction"]) if measured else "untested",

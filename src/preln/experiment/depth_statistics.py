@@ -50,7 +50,12 @@ def _param_attenuation(lab: Lab, drop_last: int) -> Measured:
     values = table.query("measure == 'grad_param' and site == 'block'").sort_values("layer")
     if values.empty or not path.is_file():
         raise MissingData("the probe did not take grad_param")
-    draws = pd.read_parquet(path).pivot(index="draw", columns="layer", values="value").to_numpy()
+    draws = (
+        pd.read_parquet(path)
+        .query("site == 'block'")
+        .pivot(index="draw", columns="layer", values="value")
+        .to_numpy()
+    )
     norms = values["value"].to_numpy()
     kept = slice(0, len(norms) - drop_last)
     depth = np.arange(len(norms))[kept]

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from preln.base.files import read_json
 from preln.data import describe, fingerprint, load_tokens
-from preln.experiment.store import RunStore
-from preln.experiment.study import Data, Healing, Study, healed_name
-from preln.heal import apply_trained
+from preln.experiment.store import WORK, RunStore
+from preln.experiment.study import Data, HealRun, Study, healed_name
+from preln.heal import Cache, apply_trained, get_recipe
+from preln.heal.cache import frozen_depth
 from preln.models import anatomy, drop_blocks, load_model, model_fingerprint
 from preln.prune import read_plan
 
@@ -29,6 +30,7 @@ class Lab:
 
     def __init__(self, study: Study, store: RunStore) -> None:
         self.study, self.store = study, store
+        self._caches: dict[str, Cache] = {}
 
     @functools.cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -87,12 +89,27 @@ class Lab:
         """The pruned model of a finished prune step."""
         return drop_blocks(self.model, read_plan(self.store.root / f"prune-{name}" / "plan.yaml").drop)
 
-    def healed(self, pruned: str, healing: Healing) -> PreTrainedModel:
+    def cache(self, pruned: str) -> Cache:
+        """Where the frozen prefix of a pruned model is stored, for all runs that heal it."""
+        if pruned not in self._caches:
+            count = self.num_blocks - len(self.result(f"prune-{pruned}")["drop"])
+            recipes = {run.recipe for run in self.study.heal_runs if pruned in run.models}
+            depths = {frozen_depth(get_recipe(recipe), count) for recipe in recipes} - {0}
+            folder = self.store.root / WORK / "prefix" / pruned
+            self._caches[pruned] = Cache(folder, depths=sorted(depths))
+        return self._caches[pruned]
+
+    def healed(self, pruned: str, run: HealRun) -> PreTrainedModel:
         """The healed model of a finished heal step."""
         from safetensors.torch import load_file
 
-        folder = self.store.root / f"heal-{healed_name(pruned, healing)}"
-        return apply_trained(self.pruned(pruned), healing.recipe, load_file(folder / "weights.safetensors"))
+        folder = self.store.root / f"heal-{healed_name(pruned, run)}"
+        return apply_trained(
+            self.pruned(pruned),
+            run.recipe,
+            load_file(folder / "weights.safetensors"),
+            drop=self.result(f"prune-{pruned}")["drop"],
+        )
 
     def result(self, step: str) -> dict[str, Any]:
         """The ``result.json`` of a finished step."""

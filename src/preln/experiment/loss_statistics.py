@@ -1,4 +1,4 @@
-"""What pruning and healing do to the loss: statistics of held-out losses, paired over sequences."""
+"""What pruning does to the loss: statistics of held-out losses, paired over sequences."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from preln.experiment.statistics import (
     resampled_means,
     statistic,
 )
-from preln.experiment.study import healed_name, pruned_name
+from preln.experiment.study import pruned_name
 
 if TYPE_CHECKING:
     from preln.experiment.lab import Lab
 
 
-def _loss_table(lab: Lab, steps: dict[str, str]) -> tuple[pd.DataFrame, np.ndarray]:
+def loss_table(lab: Lab, steps: dict[str, str]) -> tuple[pd.DataFrame, np.ndarray]:
     """Losses ``[name, sequence]`` of models on the same evaluation tokens, and the numbers of targets."""
     frames = {name: pd.read_parquet(lab.path(step, "sequences.parquet")) for name, step in steps.items()}
     losses = pd.DataFrame({k: f.set_index("sequence")["loss"] for k, f in frames.items()}).T
@@ -30,11 +30,11 @@ def _loss_table(lab: Lab, steps: dict[str, str]) -> tuple[pd.DataFrame, np.ndarr
     return losses, counts.to_numpy(np.float64)
 
 
-def _gap_to_best(lab: Lab, steps: dict[str, str], first: str, evidence: list[str]) -> Measured:
+def gap_to_best(lab: Lab, steps: dict[str, str], first: str, evidence: list[str]) -> Measured:
     """Loss of one model minus the lowest loss of the others, resampled in pairs."""
     if first not in steps or len(steps) < 2:
         raise MissingData(f"needs {first} and at least one other metric in the same condition")
-    losses, weights = _loss_table(lab, steps)
+    losses, weights = loss_table(lab, steps)
     means = pd.Series(losses.to_numpy() @ weights / weights.sum(), index=losses.index)
     draws = resampled_losses(losses, weights, lab.study.seed)
     own = list(losses.index).index(first)
@@ -58,26 +58,7 @@ def reverse_raw(lab: Lab) -> Measured:
     """Reverse order against the best of the other metrics, before healing, at the first number of blocks."""
     drop = lab.study.prune.drop[0]
     steps = {metric: f"prune-{pruned_name(metric, drop)}" for metric in lab.study.prune.metrics}
-    return _gap_to_best(lab, steps, "reverse", [f"{step}/sequences.parquet" for step in steps.values()])
-
-
-@statistic(
-    "HYP-REVERSE-HEALED",
-    "loss_gap_to_best",
-    "the same difference after healing all of them by one recipe, nats",
-)
-def reverse_healed(lab: Lab) -> Measured:
-    """Reverse order against the best of the other metrics, after the recipe that healed most of them."""
-    drop = lab.study.prune.drop[0]
-    best: dict[str, str] = {}
-    for entry in lab.study.heal:
-        steps = {
-            metric: f"heal-{healed_name(pruned_name(metric, drop), entry)}"
-            for metric in lab.study.prune.metrics
-            if pruned_name(metric, drop) in entry.models
-        }
-        best = steps if len(steps) > len(best) else best
-    return _gap_to_best(lab, best, "reverse", [f"{step}/sequences.parquet" for step in best.values()])
+    return gap_to_best(lab, steps, "reverse", [f"{step}/sequences.parquet" for step in steps.values()])
 
 
 @statistic(
@@ -152,49 +133,3 @@ def predicts_first_order(lab: Lab) -> Measured:
 def predicts_attenuation(lab: Lab) -> Measured:
     """Whether the fall of the gradient alone ranks blocks as their removal does."""
     return _prediction(lab, _by_attenuation(lab), "predictor: |dL/dx_(l+1)|", "")
-
-
-def _partial_against_lora(lab: Lab, *, published: bool) -> Measured:
-    """Loss after partial-3 minus loss after LoRA, on the first pruned model that both healed."""
-    from preln.heal import get_recipe
-
-    rate = get_recipe("reassess-lora").settings.learning_rate
-    entries = [e for e in lab.study.heal if not published or e.learning_rate == rate]
-    partial = [e for e in entries if e.recipe in ("partial-3", "reassess-partial-3")]
-    lora = [e for e in entries if e.recipe in ("lora", "reassess-lora")]
-    for first in partial:
-        for second in lora:
-            shared = [name for name in first.models if name in second.models]
-            same = (first.steps, first.batch_size) == (second.steps, second.batch_size)
-            if shared and same:
-                names = (f"heal-{healed_name(shared[0], first)}", f"heal-{healed_name(shared[0], second)}")
-                return _paired(lab, dict(zip(("partial-3", "lora"), names, strict=True)), shared[0])
-    raise MissingData("needs partial-3 and lora on one pruned model at equal tokens, at the published rate")
-
-
-def _paired(lab: Lab, steps: dict[str, str], pruned: str) -> Measured:
-    losses, weights = _loss_table(lab, steps)
-    draws = resampled_losses(losses, weights, lab.study.seed)
-    means = losses.to_numpy() @ weights / weights.sum()
-    results = [lab.result(step) for step in steps.values()]
-    rates = ", ".join(
-        f"{n} {m:.3f} at {r['learning_rate']:g}" for n, m, r in zip(steps, means, results, strict=True)
-    )
-    return Measured(
-        value=float(means[0] - means[1]),
-        resampled=draws[:, 0] - draws[:, 1],
-        n=losses.shape[1],
-        note=f"{pruned}, {results[0]['tokens']} tokens; loss {results[0]['loss_before']:.3f} before, "
-        f"after: {rates}",
-        evidence=[f"{step}/sequences.parquet" for step in steps.values()],
-    )
-
-
-@statistic(
-    "HYP-PARTIAL",
-    "loss_difference",
-    "loss after partial-3 minus after LoRA, both at the published 1e-5, nats",
-)
-def partial_published(lab: Lab) -> Measured:
-    """Partial-3 against LoRA at the published learning rate and equal tokens."""
-    return _partial_against_lora(lab, published=True)

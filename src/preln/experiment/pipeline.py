@@ -20,6 +20,7 @@ _ROOMS = {
     "score": ("base", "models", "data", "prune"),
     "damage": ("base", "models", "data", "prune"),
     "prune": ("base", "models", "data", "prune", "evaluate"),
+    "shift": ("base", "closed_form", "models", "data", "prune", "probe"),
     "heal": ("base", "models", "data", "prune", "heal", "evaluate"),
     "evaluate": ("base", "models", "data", "prune", "heal", "evaluate"),
     "decide": ("base", "experiment"),
@@ -51,8 +52,10 @@ def build_steps(lab: Lab) -> list[Step]:
         )
 
     on_model = {"model": identity["model"]["sha256"], **where}
-    found = [
-        step("verify", "verify", work.verify_step, profile=study.theory),
+    found = []
+    if study.theory != "none":
+        found.append(step("verify", "verify", work.verify_step, profile=study.theory))
+    found += [
         step("probe", "probe", work.probe_step, **on_model, calibration=data["calibration"]),
         step(
             "score",
@@ -81,17 +84,27 @@ def build_steps(lab: Lab) -> list[Step]:
                     **again,
                 )
             )
-    for entry in study.heal:
-        for name in entry.models:
+    for name in study.prune.probe:
+        needs = (f"prune-{name}",)
+        function = functools.partial(work.shift_step, pruned=name)
+        found.append(
+            step(f"shift-{name}", "shift", function, needs, **on_model, calibration=data["calibration"])
+        )
+    for run in study.heal_runs:
+        for name in run.models:
             found.append(
                 step(
-                    f"heal-{healed_name(name, entry)}",
+                    f"heal-{healed_name(name, run)}",
                     "heal",
-                    functools.partial(work.heal_step, pruned=name, healing=entry),
+                    functools.partial(work.heal_step, pruned=name, run=run),
                     (f"prune-{name}",),
-                    **on_model,
+                    **on_model | {"seed": run.seed},
                     data=data,
-                    **entry.model_dump(mode="json", exclude={"models", "checkpoint_every"}),
+                    learning_rate=run.learning_rate,
+                    name=run.name,
+                    **run.entry.model_dump(
+                        mode="json", exclude={"models", "checkpoint_every", "learning_rate", "seeds", "label"}
+                    ),
                 )
             )
     if study.tasks is not None:

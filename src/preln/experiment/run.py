@@ -65,8 +65,10 @@ def run_study(study: Study, out: str | os.PathLike[str]) -> dict[str, Any]:
         "ran": ran,
         "reused": len(steps) - len(ran),
         "seconds": round(time.perf_counter() - begin, 3),
-        "verdicts": {v["id"]: v["status"] for v in verdicts},
-        "failed_claims": failed_claims(read_json(store.root / "verify" / "ledger.json")),
+        "verdicts": {verdict_name(v): v["status"] for v in verdicts},
+        "failed_claims": []
+        if study.theory == "none"
+        else failed_claims(read_json(store.root / "verify" / "ledger.json")),
     }
 
 
@@ -110,6 +112,11 @@ def _open_manifest(store: RunStore, study: Study, lab: Lab) -> dict[str, Any]:
     write_study(study, store.root / "config.yaml")
     write_json(path, manifest)
     return manifest
+
+
+def verdict_name(verdict: dict[str, Any]) -> str:
+    """The hypothesis, and the pruned model that decided it where one was named."""
+    return f"{verdict['id']} on {verdict['model']}" if verdict.get("model") else verdict["id"]
 
 
 def failed_claims(ledger: dict[str, Any]) -> list[str]:

@@ -7,7 +7,8 @@ side of which threshold. No threshold stands in code.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,15 +20,35 @@ from preln.experiment.decisions import Measured
 if TYPE_CHECKING:
     from preln.experiment.lab import Lab
 
-Statistic = Callable[["Lab"], Measured]
-STATISTICS: dict[str, dict[str, tuple[Statistic, str]]] = {}
+
+@dataclass(frozen=True)
+class Statistic:
+    """A number that can decide a hypothesis.
+
+    Attributes:
+        function: From a lab to the measured number; with ``of_model``, from a lab and the name of a pruned
+            model, or None for the first that has what is needed.
+        meaning: What it is, in words.
+        of_model: Whether it is about one pruned model.
+    """
+
+    function: Callable[..., Measured]
+    meaning: str
+    of_model: bool = False
+
+    def __call__(self, lab: Lab, model: str | None = None) -> Measured:
+        """The number, for one pruned model where the statistic is about one."""
+        return self.function(lab, model) if self.of_model else self.function(lab)
 
 
-def statistic(claim: str, name: str, meaning: str) -> Callable[[Statistic], Statistic]:
+STATISTICS: dict[str, dict[str, Statistic]] = {}
+
+
+def statistic(claim: str, name: str, meaning: str, *, of_model: bool = False) -> Callable[[Any], Any]:
     """Register a statistic that can decide a hypothesis, with its meaning in words."""
 
-    def register(function: Statistic) -> Statistic:
-        STATISTICS.setdefault(claim, {})[name] = (function, meaning)
+    def register(function: Callable[..., Measured]) -> Callable[..., Measured]:
+        STATISTICS.setdefault(claim, {})[name] = Statistic(function, meaning, of_model)
         return function
 
     return register

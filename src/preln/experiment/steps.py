@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from preln.base.files import write_json, write_parquet
 from preln.evaluate import evaluate_tasks, perplexity, write_results
 from preln.experiment.lab import Lab
 from preln.experiment.losses import DENSE_ROW, damages
-from preln.experiment.study import DENSE, Healing, Hypothesis, healed_name, pruned_name
+from preln.experiment.study import DENSE, HealRun, Hypothesis, healed_name, pruned_name
 from preln.heal import get_recipe, train
 from preln.models import anatomy, view
 from preln.probe import probe_tables, write_probe
@@ -23,15 +24,20 @@ def verify_step(lab: Lab, folder: Path, _work: Path) -> None:
     """Decide and property-test the theorems: ``ledger.json``."""
     from preln.testing.verify import verify
 
-    verify(profile=lab.study.theory).write(folder / "ledger.json")
+    profile = lab.study.theory
+    assert profile != "none"  # such a study has no such step
+    verify(profile=profile).write(folder / "ledger.json")
 
 
 def probe_step(lab: Lab, folder: Path, _work: Path) -> None:
     """Measure the unpruned model, in six passes or more: ``grad_param`` resamples passes."""
     tokens = lab.tokens["calibration"]
-    batch_size = min(4, max(1, len(tokens) // 6))
-    result = probe_tables(lab.model, tokens, batch_size=batch_size, seed=lab.study.seed)
+    result = probe_tables(lab.model, tokens, batch_size=_probe_batch(tokens), seed=lab.study.seed)
     write_probe(result, folder)
+
+
+def _probe_batch(tokens: Any) -> int:
+    return min(4, max(1, len(tokens) // 6))
 
 
 def score_step(lab: Lab, folder: Path, _work: Path) -> None:
@@ -83,29 +89,50 @@ def prune_step(lab: Lab, folder: Path, _work: Path, *, metric: str, drop: int) -
     )
 
 
-def heal_step(lab: Lab, folder: Path, work: Path, *, pruned: str, healing: Healing) -> None:
+def shift_step(lab: Lab, folder: Path, _work: Path, *, pruned: str) -> None:
+    """Measure the parameters' gradients of one pruned model, as the probe did those of the whole one."""
+    tokens = lab.tokens["calibration"]
+    result = probe_tables(
+        lab.pruned(pruned),
+        tokens,
+        measures=["grad_param", "grad_tail_share"],
+        batch_size=_probe_batch(tokens),
+        seed=lab.study.seed,
+        pairs=False,
+    )
+    write_probe(result, folder)
+
+
+def heal_step(lab: Lab, folder: Path, work: Path, *, pruned: str, run: HealRun) -> None:
     """Heal one pruned model by one recipe and measure it; a killed run continues from ``work``."""
     from safetensors.torch import save_file
 
     before = lab.result(f"prune-{pruned}")
-    settings = get_recipe(healing.recipe).settings_for(
-        steps=healing.steps,
-        batch_size=healing.batch_size,
-        learning_rate=healing.learning_rate,
-        checkpoint_every=healing.checkpoint_every,
-        seed=lab.study.seed,
+    recipe, entry = get_recipe(run.recipe), run.entry
+    settings = recipe.settings_for(
+        steps=entry.steps,
+        batch_size=entry.batch_size,
+        learning_rate=run.learning_rate,
+        checkpoint_every=entry.checkpoint_every,
+        eval_every=entry.eval_every,
+        seed=run.seed,
     )
-    small = lab.pruned(pruned)
     result = train(
-        small,
+        lab.pruned(pruned),
         lab.tokens["healing"],
         validation=lab.tokens["healing_validation"],
-        recipe=healing.recipe,
+        recipe=recipe,
         settings=settings,
         directory=work / "training",
+        cache=lab.cache(pruned),
+        teacher=lab.model if recipe.teacher else None,
+        drop=before["drop"],
     )
+    began = time.perf_counter()
     measured = perplexity(result.model, lab.tokens["evaluation"], seed=lab.study.seed)
-    save_file({k: v.contiguous() for k, v in result.trained.items()}, folder / "weights.safetensors")
+    forward = (time.perf_counter() - began) / lab.tokens["evaluation"].numel()
+    if entry.keep_weights:
+        save_file({k: v.contiguous() for k, v in result.trained.items()}, folder / "weights.safetensors")
     write_parquet(folder / "training.parquet", result.history)
     write_parquet(folder / "sequences.parquet", measured.sequences)
     taken = ("learning_rate", "trainable_parameters", "total_parameters", "steps", "tokens", "seconds")
@@ -114,9 +141,14 @@ def heal_step(lab: Lab, folder: Path, work: Path, *, pruned: str, healing: Heali
         {
             "metric": before["metric"],
             "drop": before["drop"],
-            "recipe": healing.name,
-            "base_recipe": healing.recipe,
-            **{key: result.manifest[key] for key in (*taken, "peak_memory_bytes")},
+            "recipe": run.name,
+            "group": run.group,
+            "base_recipe": run.recipe,
+            "seed": run.seed,
+            **{key: result.manifest[key] for key in (*taken, "peak_memory_bytes", "cache")},
+            "forward_seconds_per_token": forward,
+            "validation_before": result.manifest["loss_before"],
+            "validation_after": result.manifest["loss_after"],
             "loss_before": before["loss"],
             "loss_after": measured.loss,
             "low": measured.low,
@@ -140,10 +172,10 @@ def model_by_name(lab: Lab, name: str) -> Any:
     """The unpruned, a pruned or a healed model of the study."""
     if name == DENSE:
         return lab.model
-    for entry in lab.study.heal:
-        for pruned in entry.models:
-            if healed_name(pruned, entry) == name:
-                return lab.healed(pruned, entry)
+    for run in lab.study.heal_runs:
+        for pruned in run.models:
+            if healed_name(pruned, run) == name:
+                return lab.healed(pruned, run)
     return lab.pruned(name)
 
 

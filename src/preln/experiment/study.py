@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -13,6 +14,7 @@ from preln.base.errors import InputError
 from preln.base.files import write_text
 
 DENSE = "dense"
+Rate = Annotated[float, Field(gt=0)]
 
 
 class Strict(BaseModel):
@@ -46,23 +48,63 @@ class Pruning(Strict):
     metrics: tuple[str, ...] = Field(min_length=1)
     drop: tuple[int, ...] = Field(min_length=1)
     protect: str = "none"
+    probe: tuple[str, ...] = ()  # pruned models whose gradients are measured, too
 
 
 class Healing(Strict):
-    """One recipe and the pruned models it heals."""
+    """A recipe and the pruned models it heals; several rates or seeds make a grid of runs."""
 
     recipe: str
     models: tuple[str, ...] = Field(min_length=1)
     label: str | None = None
-    learning_rate: float | None = Field(default=None, gt=0)
+    learning_rate: Rate | tuple[Rate, ...] | None = None
+    seeds: tuple[int, ...] = ()
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     checkpoint_every: int = Field(default=10, ge=1)
+    eval_every: int | None = Field(default=None, ge=1)
+    keep_weights: bool = True
+
+    def runs(self, seed: int) -> tuple[HealRun, ...]:
+        """The single runs, every rate with every seed; ``seed`` is the study's, where none is named."""
+        rates = self.learning_rate if isinstance(self.learning_rate, tuple) else (self.learning_rate,)
+        found = []
+        for rate in rates:
+            group = self.label or self.recipe
+            group += f"-{rate:g}" if len(rates) > 1 else ""
+            for own in self.seeds or (seed,):
+                name = f"{group}-s{own}" if len(self.seeds) > 1 else group
+                found.append(HealRun(self, name, group, rate, own))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class HealRun:
+    """One run of a healing entry.
+
+    Attributes:
+        entry: The entry it belongs to.
+        name: What the run is called in step folders and tables.
+        group: The same without the seed: runs of one group are averaged.
+        learning_rate: Its rate, or None for the recipe's.
+        seed: Fixes the order of the rows and an adapter's initial values.
+    """
+
+    entry: Healing
+    name: str
+    group: str
+    learning_rate: float | None
+    seed: int
 
     @property
-    def name(self) -> str:
-        """What the run is called in step folders and tables."""
-        return self.label or self.recipe
+    def recipe(self) -> str:
+        """The recipe's name."""
+        return self.entry.recipe
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The pruned models it heals."""
+        return self.entry.models
 
 
 class Tasks(Strict):
@@ -83,6 +125,7 @@ class Hypothesis(Strict):
     statistic: str
     direction: Literal["below", "above"]
     threshold: float
+    model: str | None = None  # the pruned model that decides, where the statistic is about one
 
 
 class Study(Strict):
@@ -95,32 +138,47 @@ class Study(Strict):
     device: str = "cpu"
     dtype: str = "float32"
     seed: int = 0
-    theory: Literal["quick", "full"] = "quick"
+    theory: Literal["quick", "full", "none"] = "quick"
     data: Data
     prune: Pruning
     heal: tuple[Healing, ...] = ()
     tasks: Tasks | None = None
     hypotheses: tuple[Hypothesis, ...] = ()
 
+    @property
+    def heal_runs(self) -> tuple[HealRun, ...]:
+        """The single healing runs, in the order of their entries."""
+        return tuple(run for entry in self.heal for run in entry.runs(self.seed))
+
     @model_validator(mode="after")
     def _check(self) -> Study:
         pruned = {pruned_name(metric, n) for metric in self.prune.metrics for n in self.prune.drop}
         if len(pruned) < len(self.prune.metrics) * len(self.prune.drop):
             raise ValueError("prune: a metric or a number of blocks is named twice")
-        healed: set[str] = set()
-        for entry in self.heal:
-            for name in entry.models:
+        for name in self.prune.probe:
+            if name not in pruned:
+                raise ValueError(f"prune.probe: {name!r} is none of the pruned models {sorted(pruned)}")
+        healed: dict[str, bool] = {}
+        for run in self.heal_runs:
+            for name in run.models:
                 if name not in pruned:
                     raise ValueError(f"heal: {name!r} is none of the pruned models {sorted(pruned)}")
-                if (whole := healed_name(name, entry)) in healed:
+                if (whole := healed_name(name, run)) in healed:
                     raise ValueError(f"heal: {whole!r} would run twice: give one of them a label")
-                healed.add(whole)
+                healed[whole] = run.entry.keep_weights
         for name in self.tasks.models if self.tasks else ():
-            if name not in pruned | healed | {DENSE}:
+            if name not in pruned | set(healed) | {DENSE}:
                 raise ValueError(f"tasks: {name!r} is no model of this study")
-        ids = [h.id for h in self.hypotheses]
-        if len(set(ids)) < len(ids):
-            raise ValueError("hypotheses: one is listed twice")
+            if not healed.get(name, True):
+                raise ValueError(f"tasks: the weights of {name!r} are not kept: set keep_weights: true")
+        decided = [(h.id, h.model) for h in self.hypotheses]
+        if len(set(decided)) < len(decided):
+            raise ValueError("hypotheses: one is listed twice: name another model for one of them")
+        for hypothesis in self.hypotheses:
+            if hypothesis.model is not None and hypothesis.model not in pruned:
+                raise ValueError(
+                    f"hypotheses: {hypothesis.model!r} is none of the pruned models {sorted(pruned)}"
+                )
         return self
 
 
@@ -129,9 +187,9 @@ def pruned_name(metric: str, drop: int) -> str:
     return f"{metric}-{drop}"
 
 
-def healed_name(pruned: str, healing: Healing) -> str:
+def healed_name(pruned: str, run: HealRun) -> str:
     """Name of a healed model inside a study, such as ``reverse-8-partial-3``."""
-    return f"{pruned}-{healing.name}"
+    return f"{pruned}-{run.name}"
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -179,6 +237,10 @@ def read_study(path: str | os.PathLike[str]) -> Study:
             raise InputError(
                 f"{source}: hypotheses: {hypothesis.id} has no statistic {hypothesis.statistic!r}: "
                 f"use one of {', '.join(sorted(known))}"
+            )
+        if hypothesis.model is not None and not known[hypothesis.statistic].of_model:
+            raise InputError(
+                f"{source}: hypotheses: {hypothesis.statistic} is not about one pruned model: leave model out"
             )
     return study
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 # imported for their registrations
-from preln.experiment import depth_statistics, loss_statistics
+from preln.experiment import depth_statistics, healing_statistics, loss_statistics
 from preln.experiment.decisions import as_row
 from preln.experiment.statistics import STATISTICS, MissingData
 from preln.experiment.study import Hypothesis
@@ -13,7 +13,7 @@ from preln.experiment.study import Hypothesis
 if TYPE_CHECKING:
     from preln.experiment.lab import Lab
 
-__all__ = ["STATISTICS", "decide", "depth_statistics", "loss_statistics"]
+__all__ = ["STATISTICS", "decide", "depth_statistics", "healing_statistics", "loss_statistics"]
 
 
 def decide(hypothesis: Hypothesis, lab: Lab) -> dict[str, Any]:
@@ -21,10 +21,10 @@ def decide(hypothesis: Hypothesis, lab: Lab) -> dict[str, Any]:
     from preln.theory.ledger import registry
 
     claim = registry()[hypothesis.id]
-    function, meaning = STATISTICS[hypothesis.id][hypothesis.statistic]
-    rule = {**hypothesis.model_dump(), "meaning": meaning}
+    found = STATISTICS[hypothesis.id][hypothesis.statistic]
+    rule = {**hypothesis.model_dump(), "meaning": found.meaning}
     described = {"id": claim.id, "statement": claim.statement, "source": claim.source}
     try:
-        return as_row(function(lab), claim=described, rule=rule)
+        return as_row(found(lab, hypothesis.model), claim=described, rule=rule)
     except MissingData as error:
         return as_row(None, claim=described, rule=rule, missing=str(error))

@@ -46,7 +46,8 @@ class ProbeResult:
         pairs: start, size, angular_distance, angular_distance_last_token (angles over pi) with intervals;
             None if left out.
         sequences: measure, layer, site, statistic, sequence, value: each number from one sequence alone.
-        resamples: measure, layer, draw, value: ``grad_param`` of every block in every bootstrap sample,
+        resamples: measure, site, layer, draw, value: ``grad_param`` in every bootstrap sample, by block and of
+            final norm and head,
             the same samples for all blocks; None where it was not taken or could not be resampled.
         manifest: Provenance, dtype, attention implementation, placement, token fingerprint, notes.
     """
@@ -251,11 +252,15 @@ def _name(model: PreTrainedModel) -> str:
 
 
 def _resamples(squares: Squares) -> pd.DataFrame | None:
-    """The bootstrap samples of every block's ``grad_param`` as a tidy table."""
-    blocks = sorted(layer for layer, site in squares.sites if site == "block")
-    if not squares.resampled.size or not blocks:
+    """The bootstrap samples of ``grad_param`` of every block, the final norm and the head, as a tidy table."""
+    sites = sorted(key for key in squares.sites if key[1] in ("block", "final_norm", "head"))
+    if not squares.resampled.size or not sites:
         return None
-    values = np.stack([squares.samples(layer) for layer in blocks])
-    layers, draws = np.indices(values.shape)
-    columns = {"layer": layers.ravel(), "draw": draws.ravel(), "value": values.ravel()}
-    return pd.DataFrame({"measure": "grad_param", **columns})
+    values = [squares.samples(*key) for key in sites]
+    tables = [
+        pd.DataFrame(
+            {"measure": "grad_param", "site": site, "layer": layer, "draw": range(len(v)), "value": v}
+        )
+        for (layer, site), v in zip(sites, values, strict=True)
+    ]
+    return pd.concat(tables, ignore_index=True)
