@@ -19,8 +19,8 @@ from preln.experiment.healing_statistics import (
     qlora_worse_and_slower,
     reverse_healed,
     tail_order,
-    tail_shift,
 )
+from preln.experiment.shift_statistics import tail_shift
 from preln.experiment.statistics import MissingData
 from preln.experiment.study import Healing, healed_name
 

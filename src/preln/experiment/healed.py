@@ -79,7 +79,7 @@ class Healed:
         """Validation loss of each run when it had run so long, between measured points along the line."""
         found = []
         for result, curve in zip(self.results, self.curves, strict=True):
-            rows = curve[curve["split"] == "validation"].sort_values("step")
+            rows = curve.loc[curve["split"] == "validation"].sort_values(by="step")
             ahead, each = _ahead(result), _update(curve)
             found.append(np.interp(seconds, ahead + each * rows["step"].to_numpy(), rows["loss"].to_numpy()))
         return np.array(found)
@@ -116,7 +116,9 @@ def best(groups: list[Healed], what: str) -> Healed:
 
 def _read(lab: Lab, model: str, name: str, runs: list[HealRun]) -> Healed:
     steps = [f"heal-{healed_name(model, run)}" for run in runs]
-    frames = [pd.read_parquet(lab.path(step, "sequences.parquet")).sort_values("sequence") for step in steps]
+    frames = [
+        pd.read_parquet(lab.path(step, "sequences.parquet")).sort_values(by="sequence") for step in steps
+    ]
     return Healed(
         name,
         steps,

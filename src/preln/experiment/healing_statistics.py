@@ -6,7 +6,6 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from preln.experiment.decisions import Measured
 from preln.experiment.healed import Healed, best, healed
@@ -190,34 +189,6 @@ def heal_cost(lab: Lab, model: str | None) -> Measured:
     )
 
 
-@statistic(
-    "HYP-TAIL-SHIFT",
-    "share_gain",
-    "share of the last three remaining blocks, final norm and head in the squared gradient, after pruning "
-    "minus before, among the parameters that remain",
-    of_model=True,
-)
-def tail_shift(lab: Lab, model: str | None) -> Measured:
-    """The same modules before and after pruning, on the same tokens, resampled together."""
-    name = model or next(iter(lab.study.prune.probe), None)
-    if name not in lab.study.prune.probe:
-        raise MissingData("needs the gradients of a pruned model: list it under prune.probe")
-    gone = set(lab.result(f"prune-{name}")["drop"])
-    kept = [block for block in range(lab.num_blocks) if block not in gone]
-    before, after = (_squares(lab, step) for step in ("probe", f"shift-{name}"))
-    shares = [_tail_share(before, kept, lab.num_blocks), _tail_share(after, range(len(kept)), len(kept))]
-    (old, old_draws), (new, new_draws) = shares
-    return Measured(
-        value=new - old,
-        resampled=new_draws - old_draws,
-        n=int(
-            pd.read_parquet(lab.path("probe", "layers.parquet")).query("measure == 'grad_param'")["n"].iloc[0]
-        ),
-        note=f"share {old:.3f} before, {new:.3f} after",
-        evidence=[f"{step}/resamples.parquet" for step in ("probe", f"shift-{name}")],
-    )
-
-
 def _tuned(lab: Lab, model: str | None) -> tuple[Healed, Healed]:
     """Partial-3 and LoRA, each at the rate with the lowest validation loss, of two or more rates each."""
     groups = [healed(lab, model, names) for names in (PARTIAL, LORA)]
@@ -271,30 +242,6 @@ def _over_seeds(values: Any, seed: int) -> Any:
     from preln.base.stats import resample_indices
 
     return np.asarray(values)[resample_indices(len(values), seed=seed + 1)].mean(axis=1)
-
-
-def _squares(lab: Lab, step: str) -> dict[tuple[str, int], tuple[float, Any]]:
-    """Squared gradient norms by site and layer, and their bootstrap samples."""
-    path = lab.path(step, "resamples.parquet")
-    if not path.is_file():
-        raise MissingData("needs grad_param from four passes or more: give more calibration sequences")
-    table = pd.read_parquet(lab.path(step, "layers.parquet")).query("measure == 'grad_param'")
-    values = {(str(r.site), int(r.layer)): float(r.value) ** 2 for r in table.itertuples()}
-    found = {}
-    for key, group in pd.read_parquet(path).groupby(["site", "layer"]):
-        site, layer = str(key[0]), int(key[1])
-        found[site, layer] = values[site, layer], group.sort_values("draw")["value"].to_numpy() ** 2
-    return found
-
-
-def _tail_share(squares: dict[Any, tuple[float, Any]], blocks: Any, count: int) -> tuple[float, Any]:
-    """Share of the last three of ``blocks``, final norm and head, and its bootstrap samples."""
-    outside = [key for key in (("final_norm", count), ("head", count)) if key in squares]
-    chosen = [("block", block) for block in blocks]
-    parts = [[squares[key][part] for key in (*chosen, *outside)] for part in (0, 1)]
-    tail = [[squares[key][part] for key in (*chosen[-3:], *outside)] for part in (0, 1)]
-    value, draws = (np.sum(top, axis=0) / np.sum(all_, axis=0) for top, all_ in zip(tail, parts, strict=True))
-    return float(value), draws
 
 
 def _told(group: Healed, losses: Any = None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 # imported for their registrations
-from preln.experiment import depth_statistics, healing_statistics, loss_statistics
+from preln.experiment import depth_statistics, healing_statistics, loss_statistics, shift_statistics
 from preln.experiment.decisions import as_row
 from preln.experiment.statistics import STATISTICS, MissingData
 from preln.experiment.study import Hypothesis
@@ -13,7 +13,14 @@ from preln.experiment.study import Hypothesis
 if TYPE_CHECKING:
     from preln.experiment.lab import Lab
 
-__all__ = ["STATISTICS", "decide", "depth_statistics", "healing_statistics", "loss_statistics"]
+__all__ = [
+    "STATISTICS",
+    "decide",
+    "depth_statistics",
+    "healing_statistics",
+    "loss_statistics",
+    "shift_statistics",
+]
 
 
 def decide(hypothesis: Hypothesis, lab: Lab) -> dict[str, Any]:
