@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 from pathlib import Path
@@ -20,11 +21,20 @@ def reset_peak(device: torch.device) -> bool:
 
         torch.cuda.reset_peak_memory_stats(device)
         return True
+    _release()
     try:
         _RESET.write_text("5")  # Linux: the resident high-water mark starts again from what is resident now
     except OSError:
         return False
     return True
+
+
+def _release() -> None:
+    """Give memory that nothing uses any more back to the system, where the C library holds on to it."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
 
 
 def peak_bytes(device: torch.device) -> int:
