@@ -5,8 +5,9 @@ model, in one process, every run with the same rows and the same supervised toke
 
 - `cached`: partial-3 for two epochs, its frozen prefix computed once, that pass included;
 - `uncached`: the same without stored states; `later`: the same with the states already there;
-- `lora`: LoRA as this project runs it; `plain lora`: peft's model in a loop that one would write, the head at
-  every position; `padded lora`: the same on one row a window, padded, as published scripts run it;
+- `plain partial`: the same in a loop that one would write, transformers' loss, the head at every position;
+- `lora`: LoRA as this project runs it; `plain lora`: peft's model in such a loop; `padded lora`: the same on
+  one row a window, padded, as published scripts run it;
 - `sweep / apart`: head and partial-1 to 3 at four learning rates over one cache, against each by itself.
 """
 
@@ -49,9 +50,9 @@ def padded(rows: Examples) -> Examples:
     return Examples(ids, labels, mask)
 
 
-def plain_lora(model: Any, rows: Examples, settings: TrainingSettings) -> None:
-    """Train peft's model in the loop that one would write."""
-    prepared = prepare(model, "lora")
+def plain(model: Any, rows: Examples, settings: TrainingSettings, recipe: str = "lora") -> None:
+    """Train in the loop that one would write: transformers' own loss, the head at every position."""
+    prepared = prepare(model, recipe)
     optimizer = torch.optim.AdamW(prepared.parameters.values(), lr=settings.learning_rate)
     prepared.training_mode()
     for step in range(settings.steps or 0):
@@ -94,8 +95,9 @@ def measure(model: Any, rows: Examples, *, batch: int, repeats: int) -> dict[str
             "uncached": lambda: heal("partial-3", None),
             "later": lambda: heal("partial-3", kept),
             "lora": lambda: heal("lora", None),
-            "plain lora": lambda: plain_lora(model, rows, settings),
-            "padded lora": lambda: plain_lora(model, padded(rows), settings),
+            "plain partial": lambda: plain(model, rows, settings, "partial-3"),
+            "plain lora": lambda: plain(model, rows, settings),
+            "padded lora": lambda: plain(model, padded(rows), settings),
         }
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
         for _ in range(repeats):
@@ -109,6 +111,7 @@ def measure(model: Any, rows: Examples, *, batch: int, repeats: int) -> dict[str
         "seconds": seconds,
         "peak MiB": memory,
         "uncached / cached": seconds["uncached"] / seconds["cached"],
+        "plain partial / cached": seconds["plain partial"] / seconds["cached"],
         "plain lora / cached": seconds["plain lora"] / seconds["cached"],
         "padded lora / cached": seconds["padded lora"] / seconds["cached"],
         "lora / cached": seconds["lora"] / seconds["cached"],

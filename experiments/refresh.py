@@ -2,6 +2,7 @@
 
 Usage: python experiments/refresh.py runs/quickstart
        python experiments/refresh.py --probe runs/smollm2-probe     (the folder of a `preln probe`)
+       python experiments/refresh.py --healing runs/healing         (a run of experiments/healing/*.yaml)
        python experiments/refresh.py --scores runs/smollm2-scores   (of a `preln score --damage`)
 """
 
@@ -18,7 +19,7 @@ import pandas as pd
 from preln.base.errors import InputError
 from preln.base.files import read_json, write_text
 from preln.experiment.export import export_run
-from preln.report import build_report, probe_page, selection
+from preln.report import build_report, healing_study, probe_page, selection
 from preln.report.jacobian_figures import jacobian_bounds, logit_lens
 from preln.report.load import load_run
 from preln.report.markdown import fill, refresh_readme
@@ -86,7 +87,16 @@ def scores(folder: str) -> int:
     return 0
 
 
-KINDS = {"--probe": probe, "--scores": scores}
+def healing(folder: str) -> int:
+    """Refresh the page of healing from a study of recipes."""
+    results = export_run(folder, ROOT / "experiments" / "results" / Path(folder).name)
+    draw("healing_study", healing_study.healing_study(load_run(results)))
+    page = ROOT / "docs" / "healing-study.md"
+    write_text(page, fill(page, healing_study.parts(results)))
+    return 0
+
+
+KINDS = {"--probe": probe, "--scores": scores, "--healing": healing}
 
 if __name__ == "__main__":
     try:

@@ -214,6 +214,18 @@ def build_parser(version: str) -> Parser:
         help="heal with each of these values, such as learning_rate=1e-5,1e-4, and write tables; may be "
         "repeated",
     )
+    heal.add_argument(
+        "--shard",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="spread the blocks over a launcher's processes (default: %(default)s)",
+    )
+    heal.add_argument(
+        "--log",
+        choices=("none", "tensorboard", "trackio"),
+        default="none",
+        help="write losses and speed to OUT.log (default: %(default)s)",
+    )
     heal.add_argument("--seeds", type=count, default=1, help="runs of each in a sweep (default: %(default)s)")
     heal.add_argument(
         "--cache",
@@ -239,17 +251,32 @@ def build_parser(version: str) -> Parser:
         "--adapter", action="store_true", help="write a PEFT adapter instead of the merged model"
     )
 
-    evaluate = _add(verbs, version, "evaluate", "perplexity and lm-eval tasks")
+    evaluate = _add(verbs, version, "evaluate", "perplexity, lm-eval tasks, speed, and what it writes")
     _with_data(evaluate, default=None)
-    evaluate.add_argument("--tasks", help="comma-separated lm-eval tasks, such as piqa,arc_easy")
+    chosen = evaluate.add_mutually_exclusive_group()
+    chosen.add_argument("--tasks", help="comma-separated lm-eval tasks, such as piqa,arc_easy")
+    chosen.add_argument("--suite", choices=("reassessing", "quick"), help="a fixed list of tasks")
     evaluate.add_argument("--limit", type=count, help="documents a task (default: all)")
     evaluate.add_argument(
         "--source", default="auto", help="where benchmark rows come from (default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--against", metavar="DIR", help="compare document by document with the results in this folder"
+    )
+    evaluate.add_argument(
+        "--stride", type=count, metavar="N", help="also perplexity in windows N tokens apart"
+    )
+    evaluate.add_argument("--positions", action="store_true", help="also the loss by position")
+    evaluate.add_argument("--timed", action="store_true", help="also seconds and memory, prefill and decode")
+    evaluate.add_argument("--reference", metavar="MODEL", help="the unpruned model, for speed and generation")
+    evaluate.add_argument(
+        "--new-tokens", type=count, metavar="N", help="continue the first half of each window of --data by N"
     )
 
     run = _add(verbs, version, "run", "carry out a study; the same command continues it", model=False)
     run.add_argument("study", metavar="STUDY.yaml")
     run.add_argument("--engine", choices=("local",), default="local", help="default: %(default)s")
+    run.add_argument("--dry-run", action="store_true", help="list the steps and whether they are kept")
 
     report = _add(verbs, version, "report", "one page, figures and tables from finished runs", model=False)
     report.add_argument("runs", metavar="RUN", nargs="+", help="run folders")

@@ -158,7 +158,7 @@ def _rows(arguments: argparse.Namespace, tokenizer: Any, split: Literal["train",
 def heal(arguments: argparse.Namespace) -> Outcome:
     """Recover a pruned model, or compare ways to."""
     from preln.heal import Cache, heal_model
-    from preln.heal.command import dropped_blocks, read_recipes, sweep_verb
+    from preln.heal.command import dropped_blocks, read_recipes, spread, sweep_verb
     from preln.models import load_model
 
     if not arguments.out:
@@ -166,11 +166,13 @@ def heal(arguments: argparse.Namespace) -> Outcome:
     recipes = read_recipes(arguments.recipe, arguments.set, several=bool(arguments.sweep))
     _free(arguments.out)
     drop = dropped_blocks(arguments.model, arguments.dropped)
+    told, arguments.device = spread(arguments)
     model, tokenizer = _model(arguments)
-    told: dict[str, Any] = {"tokenizer": tokenizer, "packed": not arguments.padded}
+    told |= {"tokenizer": tokenizer, "packed": not arguments.padded}
     told |= {"template": arguments.template, "drop": drop}
     if arguments.teacher:
-        told["teacher"] = load_model(arguments.teacher, device=arguments.device, dtype=arguments.dtype)[0]
+        beside = told.get("device", arguments.device)
+        told["teacher"] = load_model(arguments.teacher, device=beside, dtype=arguments.dtype)[0]
     budget = None if arguments.cache_budget is None else int(arguments.cache_budget * 2**30)
     resume = f"{os.fspath(arguments.out).rstrip('/')}.resume"
     told["cache"] = Cache(Path(resume) / "prefix", arguments.cache, arguments.cache_dtype, budget)
@@ -197,19 +199,38 @@ def heal(arguments: argparse.Namespace) -> Outcome:
 
 
 def evaluate(arguments: argparse.Namespace) -> Outcome:
-    """Weigh a model: perplexity and tasks."""
+    """Weigh a model: perplexity, tasks, speed, and what it writes."""
+    from preln.evaluate import SUITES, read_results, write_results
     from preln.evaluate import evaluate as weigh
-    from preln.evaluate import write_results
+    from preln.evaluate.api import records
+    from preln.models import load_model
 
     _free(arguments.out)
     tasks = [name for name in (arguments.tasks or "").split(",") if name]
+    tasks = tasks or list(SUITES.get(arguments.suite, ()))
+    if arguments.new_tokens and not arguments.data:
+        raise InputError("--new-tokens continues windows of text: name them with --data")
+    against = read_results(arguments.against) if arguments.against else None
     model, tokenizer = _model(arguments)
+    reference = None
+    if arguments.reference:
+        reference = load_model(arguments.reference, device=arguments.device, dtype=arguments.dtype)[0]
     tokens = _tokens(arguments, tokenizer, "validation") if arguments.data else None
+    prompts = None
+    if arguments.new_tokens and tokens is not None:
+        prompts = tokens[:, : max(1, tokens.shape[1] // 2)]
     result = weigh(
         model,
         tokenizer,
         tasks or None,
         tokens=tokens,
+        stride=arguments.stride,
+        positions=arguments.positions,
+        prompts=prompts,
+        new_tokens=arguments.new_tokens or 64,
+        timed=arguments.timed,
+        reference=reference,
+        against=against,
         limit=arguments.limit,
         source=arguments.source,
         seed=arguments.seed,
@@ -218,5 +239,8 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
     if arguments.out:
         write_results(result, arguments.out)
     shown = {"tasks": result["tasks"], "mean_acc": result["mean_acc"], "perplexity": result.get("perplexity")}
+    shown |= {part: result[part] for part in ("strided", "generation") if part in result}
+    frames = ("comparison", "positions", "speed", "speedup")
+    shown |= {part: records(result[part]) for part in frames if part in result}
     print(json.dumps(shown, indent=2))
     return {"out": arguments.out, **shown}, DONE

@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
+import torch
 
 from preln.cli import main
 
@@ -198,3 +200,21 @@ def test_an_interrupt_exits_with_130(monkeypatch, capsys):
     monkeypatch.setattr(cli, "sources", interrupt)
     assert main(["sources"]) == 130
     assert "continues" in capsys.readouterr().err
+
+
+def test_evaluate_beside_the_unpruned_model(tmp_path, corpus, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "preln.evaluate.sentences.load_sentence_encoder",
+        lambda: types.SimpleNamespace(embed=lambda texts: torch.ones(len(texts), 2)),
+    )
+    out = str(tmp_path / "e")
+    told = ["--stride", "8", "--positions", "--timed", "--reference", "tiny:llama:5", "--new-tokens", "3"]
+    assert main(["evaluate", "tiny:llama", "--data", corpus, *WINDOW, *told, "--out", out, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert said["strided"]["stride"] == 8
+    assert {row["phase"] for row in said["speedup"]} == {"prefill", "decode"}
+    assert said["speedup"][0]["removed"] == pytest.approx(0.2)
+    assert "corpus_bleu" in {row["measure"] for row in said["generation"]}
+    assert len(said["positions"]) > 1
+    assert main(["evaluate", "tiny:llama", "--new-tokens", "3"]) == 2
+    assert main(["evaluate", "tiny:llama", "--tasks", "piqa", "--against", str(tmp_path)]) == 2

@@ -15,7 +15,7 @@ import yaml
 from preln import load_model, load_tokens
 from preln.base.errors import InputError
 from preln.base.files import hash_tree
-from preln.experiment import RunStore, read_study, run_study
+from preln.experiment import RunStore, dry_run, read_study, run_study
 from preln.experiment import steps as work
 from preln.experiment.export import export_run
 from preln.prune import make_plan, read_plan, score
@@ -64,15 +64,31 @@ def test_a_study_runs_keeps_and_reruns_only_what_changed(study_values, write_yam
 
     second = run_study(study, undisturbed)
     assert second["ran"] == []
+    assert {step["state"] for step in dry_run(study, undisturbed)} == {"kept"}
     assert hash_tree(undisturbed) == before
 
     study_values["hypotheses"][0]["threshold"] = -0.9
     assert run_study(read_study(write_yaml(study_values)), undisturbed)["ran"] == ["decide"]
     study_values["heal"][1]["steps"] = 5
+    states = {
+        step["id"]: step["state"] for step in dry_run(read_study(write_yaml(study_values)), undisturbed)
+    }
+    assert {name for name, state in states.items() if state == "to do"} == {"heal-reverse-2-lora", "decide"}
     third = run_study(read_study(write_yaml(study_values)), undisturbed)
     assert third["ran"] == ["heal-reverse-2-lora", "decide"]
     kept = {p.name.rpartition("-")[0] for p in (undisturbed / ".superseded").iterdir()}
     assert kept == {"decide", "heal-reverse-2-lora"}
+
+
+def test_a_dry_run_lists_the_steps_in_order_and_writes_nothing(study_values, write_yaml, tmp_path):
+    steps = dry_run(read_study(write_yaml(study_values)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert {step["state"] for step in steps} == {"to do"}
+    seen = set()
+    for step in steps:
+        assert seen.issuperset(step["needs"])
+        seen.add(step["id"])
+    assert steps[-1]["id"] == "decide"
 
 
 def test_every_verdict_carries_its_rule_and_its_numbers(study_values, write_yaml, tmp_path):

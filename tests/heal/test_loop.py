@@ -67,7 +67,7 @@ def test_three_steps_equal_torch_adamw_to_the_last_bit(recipe: str) -> None:
     result = train(model, tokens, recipe=recipe, settings=plan)
     mine = copy.deepcopy(model).requires_grad_(False)
     weights = [p.requires_grad_() for n, p in mine.named_parameters() if n in result.trained]
-    optimizer = torch.optim.AdamW(weights, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(weights, weight_decay=0.0, fused=True)
     for step in range(3):
         optimizer.param_groups[0]["lr"] = plan.rate(step)
         ids = tokens[batch_rows(len(tokens), 4, 0, step)]

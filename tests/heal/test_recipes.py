@@ -39,7 +39,9 @@ def test_names_of_the_contract_and_presets() -> None:
 
 def test_recipes_are_what_their_names_say() -> None:
     assert get_recipe("full").kind == "full"
-    assert get_recipe("dora").adapter == dataclasses.replace(get_recipe("lora").adapter, dora=True)
+    assert get_recipe("dora").adapter == dataclasses.replace(
+        get_recipe("lora").adapter, dora=True, dropout=0.0
+    )
     assert get_recipe("qlora").adapter == get_recipe("lora").adapter
     uidl = get_recipe("uidl")
     assert (uidl.quantised, uidl.adapter.mlp_only, uidl.adapter.numerator) == ("nf4", True, uidl.adapter.rank)
@@ -80,7 +82,15 @@ def test_fields_that_do_not_go_together(wrong: dict[str, object], message: str) 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"rank": 0}, {"rank": 1.5}, {"alpha": 0}, {"dropout": 1.0}, {"targets": "q_proj"}, {"dora": 1}],
+    [
+        {"rank": 0},
+        {"rank": 1.5},
+        {"alpha": 0},
+        {"dropout": 1.0},
+        {"targets": "q_proj"},
+        {"dora": 1},
+        {"dora": True, "dropout": 0.05},
+    ],
 )
 def test_bad_adapters_are_named(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):

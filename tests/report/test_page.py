@@ -156,6 +156,22 @@ def test_verdicts_of_the_run_stand_in_its_ledger(run_folder: Path, tmp_path: Pat
     assert re.search(r'id="r1-claim-HYP-SIGMA" data-status="unsupported"', source)
 
 
+def test_of_several_models_the_least_favourable_verdict_stands_in_the_ledger(
+    run_folder: Path,
+    tmp_path: Path,
+    write_step,  # type: ignore[no-untyped-def]
+) -> None:
+    shutil.rmtree(run_folder / "probe")  # figures take time, and this is not about them
+    shutil.rmtree(run_folder / "decide")
+    found = {"reverse-8": "unsupported", "random-8": "supported"}
+    verdicts = [{"id": "HYP-SIGMA", "model": model, "status": status} for model, status in found.items()]
+    write_step(run_folder, "decide", "decide", {"verdicts.json": {"verdicts": verdicts}})
+    source = build_report([run_folder], tmp_path / "out", figures=False).read_text()
+    assert re.search(r'id="r1-claim-HYP-SIGMA" data-status="unsupported"', source)
+    assert all(f"HYP-SIGMA on {model}" in source for model in found)
+    assert "HYP-SIGMA on reverse-8" in (tmp_path / "out" / "tables" / "verdicts.tex").read_text()
+
+
 def test_status_out_of_vocabulary_is_no_class(run_folder: Path, tmp_path: Path, write_step) -> None:  # type: ignore[no-untyped-def]
     shutil.rmtree(run_folder / "probe")  # figures take time, and this is not about them
     shutil.rmtree(run_folder / "decide")

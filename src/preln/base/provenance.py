@@ -16,6 +16,7 @@ PACKAGES = (
     "scipy",
     "pandas",
     "sympy",
+    "sacrebleu",
     "z3-solver",
     "hypothesis",
     "peft",

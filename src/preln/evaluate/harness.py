@@ -54,12 +54,26 @@ def evaluate_tasks(
         InputError: An unknown task, missing rows, a bad limit or batch size, or log-likelihoods that are not
             finite.
     """
-    _check_counts(limit, batch_size)
+    check_counts(limit, batch_size)
     require("lm_eval", extra="eval")
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     with quiet(), seeded(seed):
         loaded = load_tasks(names, source=source, seed=seed)
         raw = _run(model, tokenizer, loaded, limit=limit, batch_size=batch_size)
+    return outcome(model, raw, loaded, limit=limit, batch_size=batch_size, seed=seed)
+
+
+def outcome(
+    model: PreTrainedModel, raw: dict[str, Any], loaded: LoadedTasks, **settings: Any
+) -> dict[str, Any]:
+    """What lm-eval found, as :func:`evaluate_tasks` tells it.
+
+    Args:
+        model: The model that ran.
+        raw: What lm-eval's evaluator returned; its samples are taken out of it.
+        loaded: The tasks.
+        **settings: What to record of the run, in front of the model's own settings.
+    """
     samples = raw.pop("samples", None) or {}
     _check_finite(samples)
     results = {name: _row(name, raw, loaded) for name in loaded.reported}
@@ -67,11 +81,9 @@ def evaluate_tasks(
     return {
         "tasks": results,
         "mean_acc": sum(accuracies) / len(accuracies) if accuracies else None,
-        "source": loaded.sources,
+        "source": copy.deepcopy(loaded.sources),
         "settings": {
-            "limit": limit,
-            "batch_size": batch_size,
-            "seed": seed,
+            **settings,
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": str(model.device),
             "attn_implementation": getattr(model.config, "_attn_implementation", None),
@@ -106,7 +118,7 @@ def _run(
         model.train(was_training)
 
 
-def _check_counts(limit: int | float | None, batch_size: int) -> None:
+def check_counts(limit: int | float | None, batch_size: int) -> None:
     """Refuse counts that lm-eval would misread."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")

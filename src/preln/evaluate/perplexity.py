@@ -71,7 +71,7 @@ def perplexity(
         InputError: The shapes do not fit, no token is predicted, an id is outside the vocabulary, or a loss
             is not finite.
     """
-    _check(model, tokens, attention_mask)
+    check_tokens(model, tokens, attention_mask)
     losses, mask = token_losses(model, tokens, attention_mask, batch_size=batch_size)
     counts = mask.sum(dim=1)
     # where() rather than a product: what padding holds may be NaN, and NaN times zero is NaN
@@ -91,10 +91,10 @@ def perplexity(
     low, high = bootstrap_interval(means[real].numpy(), weights=counts[real].numpy(), seed=seed)
     loss = float(sums.sum()) / total
     frame = pd.DataFrame({"sequence": range(len(counts)), "loss": means.numpy(), "tokens": counts.numpy()})
-    return LossResult(loss, low, high, _exp(loss), total, frame)
+    return LossResult(loss, low, high, exp_or_inf(loss), total, frame)
 
 
-def _exp(loss: float) -> float:
+def exp_or_inf(loss: float) -> float:
     """``exp`` that ends at infinity, as a badly broken model's perplexity does."""
     try:
         return math.exp(loss)
@@ -102,7 +102,7 @@ def _exp(loss: float) -> float:
         return math.inf
 
 
-def _check(model: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None) -> None:
+def check_tokens(model: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None) -> None:
     """Refuse what would fail deep inside the model."""
     if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
         raise InputError(f"tokens must be [n, T] with T at least 2, not {list(tokens.shape)}")

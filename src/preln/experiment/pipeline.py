@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from preln.experiment import steps as work
 from preln.experiment.lab import Lab
+from preln.experiment.outline import Planned, outline
 from preln.experiment.store import Step
-from preln.experiment.study import DENSE, healed_name, pruned_name
 from preln.prune import depends_on_size
 
 # the rooms whose code a kind of step runs: a change there makes its stored results stale
@@ -42,95 +43,54 @@ def code_hash(kind: str) -> str:
 
 def build_steps(lab: Lab) -> list[Step]:
     """Every step of the study, dependencies first."""
-    study, identity = lab.study, lab.identity
-    where = {"device": study.device, "dtype": study.dtype, "seed": study.seed}
-    data = {name: entry["sha256"] for name, entry in identity["data"].items()}
-
-    def step(identifier: str, kind: str, function: Any, needs: tuple[str, ...] = (), **inputs: Any) -> Step:
-        return Step(
-            identifier, kind, {**inputs, "code": code_hash(kind)}, needs, functools.partial(function, lab)
-        )
-
-    on_model = {"model": identity["model"]["sha256"], **where}
     found = []
-    if study.theory != "none":
-        found.append(step("verify", "verify", work.verify_step, profile=study.theory))
-    found += [
-        step("probe", "probe", work.probe_step, **on_model, calibration=data["calibration"]),
-        step(
-            "score",
-            "score",
-            work.score_step,
-            **on_model,
-            calibration=data["calibration"],
-            metrics=list(study.prune.metrics),
-        ),
-        step("damage", "damage", work.damage_step, **on_model, evaluation=data["evaluation"]),
-    ]
-    for drop in study.prune.drop:
-        for metric in study.prune.metrics:
-            again = {"calibration": data["calibration"]} if depends_on_size(metric) else {}
-            found.append(
-                step(
-                    f"prune-{pruned_name(metric, drop)}",
-                    "prune",
-                    functools.partial(work.prune_step, metric=metric, drop=drop),
-                    ("score", "damage"),
-                    **on_model,
-                    evaluation=data["evaluation"],
-                    metric=metric,
-                    drop=drop,
-                    protect=study.prune.protect,
-                    **again,
-                )
-            )
-    for name in study.prune.probe:
-        needs = (f"prune-{name}",)
-        function = functools.partial(work.shift_step, pruned=name)
-        found.append(
-            step(f"shift-{name}", "shift", function, needs, **on_model, calibration=data["calibration"])
-        )
-    for run in study.heal_runs:
-        for name in run.models:
-            found.append(
-                step(
-                    f"heal-{healed_name(name, run)}",
-                    "heal",
-                    functools.partial(work.heal_step, pruned=name, run=run),
-                    (f"prune-{name}",),
-                    **on_model | {"seed": run.seed},
-                    data=data,
-                    learning_rate=run.learning_rate,
-                    name=run.name,
-                    **run.entry.model_dump(
-                        mode="json", exclude={"models", "checkpoint_every", "learning_rate", "seeds", "label"}
-                    ),
-                )
-            )
-    if study.tasks is not None:
-        for name in study.tasks.models:
-            made_by = work.step_of_model(lab, name)
-            needs = () if name == DENSE else (made_by,)
-            found.append(
-                step(
-                    f"evaluate-{made_by}",
-                    "evaluate",
-                    functools.partial(work.evaluate_step, name=name),
-                    needs,
-                    **on_model,
-                    tasks=list(study.tasks.names),
-                    limit=study.tasks.limit,
-                )
-            )
-    if study.hypotheses:
-        found.append(
-            step(
-                "decide",
-                "decide",
-                functools.partial(work.decide_step, hypotheses=study.hypotheses),
-                tuple(s.id for s in found if s.kind != "evaluate"),
-                hypotheses=[h.model_dump() for h in study.hypotheses],
-                seed=study.seed,
-            )
-        )
+    for planned in outline(lab.study):
+        function, inputs = _work(lab, planned)
+        inputs["code"] = code_hash(planned.kind)
+        found.append(Step(planned.id, planned.kind, inputs, planned.needs, functools.partial(function, lab)))
     return found
+
+
+def _work(lab: Lab, planned: Planned) -> tuple[Callable[..., None], dict[str, Any]]:
+    """What a step calls, and all that its result depends on beside the code."""
+    study, identity = lab.study, lab.identity
+    data = {name: entry["sha256"] for name, entry in identity["data"].items()}
+    where = {"device": study.device, "dtype": study.dtype, "seed": study.seed}
+    inputs: dict[str, Any] = {"model": identity["model"]["sha256"], **where}
+    partial = functools.partial
+    match planned.kind:
+        case "verify":
+            return work.verify_step, {"profile": study.theory}
+        case "probe":
+            return work.probe_step, inputs | {"calibration": data["calibration"]}
+        case "score":
+            inputs |= {"calibration": data["calibration"], "metrics": list(study.prune.metrics)}
+            return work.score_step, inputs
+        case "damage":
+            return work.damage_step, inputs | {"evaluation": data["evaluation"]}
+        case "prune":
+            if depends_on_size(planned.metric):
+                inputs["calibration"] = data["calibration"]
+            inputs |= {"evaluation": data["evaluation"], "metric": planned.metric, "drop": planned.drop}
+            inputs["protect"] = study.prune.protect
+            return partial(work.prune_step, metric=planned.metric, drop=planned.drop), inputs
+        case "shift":
+            inputs["calibration"] = data["calibration"]
+            return partial(work.shift_step, pruned=planned.model), inputs
+        case "heal":
+            run = planned.run
+            assert run is not None  # the outline gives every heal step its run
+            unmoved = {"models", "checkpoint_every", "learning_rate", "seeds", "label"}
+            told = run.entry.model_dump(mode="json", exclude=unmoved)
+            told |= {"learning_rate": run.learning_rate, "name": run.name, "seed": run.seed}
+            return partial(work.heal_step, pruned=planned.model, run=run), inputs | {"data": data} | told
+        case "evaluate":
+            tasks = study.tasks
+            assert tasks is not None  # only studies with tasks have this step
+            inputs |= {"tasks": list(tasks.names), "limit": tasks.limit}
+            return partial(work.evaluate_step, name=planned.model), inputs
+        case "decide":
+            listed = [hypothesis.model_dump() for hypothesis in study.hypotheses]
+            function = partial(work.decide_step, hypotheses=study.hypotheses)
+            return function, {"hypotheses": listed, "seed": study.seed}
+    raise AssertionError(planned.kind)  # the outline and this list belong together

@@ -12,6 +12,7 @@ from preln.base.errors import InputError
 from preln.base.files import read_json, write_json
 from preln.base.provenance import now, provenance
 from preln.experiment.lab import Lab
+from preln.experiment.outline import outline
 from preln.experiment.pipeline import build_steps
 from preln.experiment.store import RunStore
 from preln.experiment.study import Study, study_text, write_study
@@ -70,6 +71,35 @@ def run_study(study: Study, out: str | os.PathLike[str]) -> dict[str, Any]:
         if study.theory == "none"
         else failed_claims(read_json(store.root / "verify" / "ledger.json")),
     }
+
+
+def dry_run(study: Study, out: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The steps that :func:`run_study` would go through, without running any.
+
+    The model and the tokens are loaded only where there are results to compare with.
+
+    Returns:
+        One ``{"id", "kind", "needs", "state"}`` a step; state is ``kept`` or ``to do``.
+
+    Raises:
+        InputError: See :func:`run_study`.
+    """
+    store = RunStore(out)
+    _check_owner(store, study)
+    finished: set[str] = set()
+    if (store.root / "manifest.json").is_file():
+        for step in build_steps(Lab(study, store)):  # what reads a step to do is to do
+            if finished.issuperset(step.needs) and store.is_finished(step):
+                finished.add(step.id)
+    return [
+        {
+            "id": step.id,
+            "kind": step.kind,
+            "needs": list(step.needs),
+            "state": "kept" if step.id in finished else "to do",
+        }
+        for step in outline(study)
+    ]
 
 
 def _check_owner(store: RunStore, study: Study) -> None:

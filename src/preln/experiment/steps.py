@@ -13,7 +13,8 @@ from preln.base.files import write_json, write_parquet
 from preln.evaluate import evaluate_tasks, perplexity, write_results
 from preln.experiment.lab import Lab
 from preln.experiment.losses import DENSE_ROW, damages
-from preln.experiment.study import DENSE, HealRun, Hypothesis, healed_name, pruned_name
+from preln.experiment.outline import made_by
+from preln.experiment.study import DENSE, HealRun, Hypothesis, healed_name
 from preln.heal import get_recipe, train
 from preln.models import anatomy, view
 from preln.probe import probe_tables, write_probe
@@ -165,7 +166,7 @@ def evaluate_step(lab: Lab, folder: Path, _work: Path, *, name: str) -> None:
     result = evaluate_tasks(
         model_by_name(lab, name), lab.tokenizer, tasks.names, limit=tasks.limit, seed=lab.study.seed
     )
-    write_results({**result, "model": step_of_model(lab, name)}, folder)
+    write_results({**result, "model": made_by(lab.study, name)}, folder)
 
 
 def model_by_name(lab: Lab, name: str) -> Any:
@@ -177,15 +178,6 @@ def model_by_name(lab: Lab, name: str) -> Any:
             if healed_name(pruned, run) == name:
                 return lab.healed(pruned, run)
     return lab.pruned(name)
-
-
-def step_of_model(lab: Lab, name: str) -> str:
-    """The step that made a model: ``dense``, ``prune-…`` or ``heal-…``."""
-    if name == DENSE:
-        return DENSE
-    study = lab.study
-    cut = {pruned_name(m, n) for m in study.prune.metrics for n in study.prune.drop}
-    return f"prune-{name}" if name in cut else f"heal-{name}"
 
 
 def decide_step(lab: Lab, folder: Path, _work: Path, *, hypotheses: tuple[Hypothesis, ...]) -> None:

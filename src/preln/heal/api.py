@@ -6,7 +6,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +20,16 @@ from preln.base.provenance import provenance
 from preln.heal.cache import Cache
 from preln.heal.examples import Examples, as_examples
 from preln.heal.isolation import isolates
-from preln.heal.loop import Fit, fit
-from preln.heal.prefix import Prefix
-from preln.heal.prepare import Prepared, finish, prepare
+from preln.heal.loop import fit
+from preln.heal.prepare import finish, prepare
 from preln.heal.recipes import Recipe, get_recipe
+from preln.heal.record import COLUMNS, HealResult, apply_trained, identity_of, outcome_of
+from preln.heal.run_log import check_log, run_log
 from preln.heal.save import check_target, save_healed
 from preln.heal.settings import TrainingSettings
-from preln.heal.step import Stepper
+from preln.heal.sharding import shard as shard_blocks
+from preln.heal.sharding import wants_shards, without_weights
+from preln.heal.step import make_passes
 from preln.heal.teacher import Teacher
 from preln.heal.workers import Workers
 from preln.models import model_fingerprint
@@ -36,26 +38,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Rows = Examples | Tensor | Sequence[Mapping[str, Any]]
-COLUMNS = ["step", "tokens", "seconds", "split", "loss", "learning_rate"]
-
-
-@dataclass
-class HealResult:
-    """A healed model and how it came about.
-
-    Attributes:
-        model: A plain model in evaluation mode, adapters merged.
-        history: The columns of ``COLUMNS``; ``train`` rows hold a batch's loss before that update.
-        trained: The trained tensors by name; :func:`apply_trained` makes the model from them again.
-        manifest: Recipe, settings, counts, losses, fingerprints, provenance; plain data.
-        adapter_config: peft's configuration, or None.
-    """
-
-    model: PreTrainedModel
-    history: pd.DataFrame
-    trained: dict[str, Tensor]
-    manifest: dict[str, Any]
-    adapter_config: Any = None
 
 
 def train(
@@ -73,6 +55,11 @@ def train(
     drop: Sequence[int] | None = None,
     packed: bool = True,
     template: str | None = None,
+    shard: str = "auto",
+    device: str | torch.device | None = None,
+    log: str = "none",
+    log_folder: str | os.PathLike[str] | None = None,
+    fingerprint: str | None = None,
 ) -> HealResult:
     """Heal a copy of ``model``; the model itself is left as it is.
 
@@ -92,6 +79,13 @@ def train(
         drop: The blocks that were removed from it, for recipes that train around the cut.
         packed: Whether windows hold several short rows, which attention does not cross, or one each, padded.
         template: ``alpaca``, ``chat`` (the tokenizer's own) or ``auto``; the recipe's if None.
+        shard: With several processes, whether each holds a part of the blocks instead of all: ``on``, ``off``
+            or ``auto`` (:func:`preln.heal.sharding.wants_shards`).
+        device: Where the copy trains; where the model is if None. A model on the CPU that is sharded goes to
+            a GPU one block at a time.
+        log: ``none``, ``tensorboard`` or ``trackio`` (:func:`preln.heal.run_log.run_log`).
+        log_folder: Where it goes.
+        fingerprint: :func:`preln.models.model_fingerprint` of the model, if it is known already.
 
     Raises:
         InputError: Bad data, recipe or settings; a checkpoint of another run or a corrupted one; a loss that
@@ -114,34 +108,47 @@ def train(
             raise InputError(f"{reason}: pass packed=False (--padded)")
     if chosen.teacher and teacher is None:
         raise InputError(f"recipe {chosen.name}: learns from the unpruned model: name it by --teacher")
+    check_log(log, log_folder)
+    home = _home(model)
+    where = home if device is None else torch.device(device)
+    workers = Workers(where)
+    sharded = wants_shards(shard, model, chosen, resolved, workers, where, drop=drop)
     start = provenance()
-    depth = 0 if cache is None else cache.wanted(model, chosen, resolved, examples)
+    # of a model that is elsewhere, one process would run the prefix there: only where that is asked for
+    stores = cache is not None and (where.type == home.type or cache.mode == "on")
+    depth = cache.wanted(model, chosen, resolved, examples) if cache is not None and stores else 0
     stored = None if cache is None else cache.described(model, examples, depth)
 
-    checkpointing = resolved.gradient_checkpointing
-    prepared = prepare(model, chosen, seed=resolved.seed, drop=drop, gradient_checkpointing=checkpointing)
-    device = _device(prepared)
-    measured = reset_peak(device)
-    identity = {
-        "recipe": chosen.described(),
-        # how often a run is stored does not change what it computes
-        "settings": {k: v for k, v in asdict(resolved).items() if k != "checkpoint_every"},
-        "model": {"sha256": model_fingerprint(model)},
-        "data": {
-            "train": examples.fingerprint(),
-            "validation": None if held_out is None else held_out.fingerprint(),
-        },
-        "numerics": {"torch": torch.__version__, "device": device.type},
-    }
-    if stored is not None:
-        identity["numerics"]["cache"] = stored["dtype"]
-    if chosen.teacher and teacher is not None:
-        identity["teacher"] = {"sha256": model_fingerprint(teacher), "drop": list(drop or ())}
+    options = {"gradient_checkpointing": resolved.gradient_checkpointing, "borrowed": sharded}
+    prepared = prepare(model, chosen, seed=resolved.seed, drop=drop, **options)
+    if sharded:
+        if any(e is not None and e.documents is not None for e in (examples, held_out)):
+            isolates(prepared.plain)  # tried out while the model is whole
+        shard_blocks(prepared, workers, where)
+    elif where != home:
+        prepared.model.to(where)
+    measured = reset_peak(where)
+    fingerprint = fingerprint or model_fingerprint(model)
+    identity = identity_of(
+        chosen,
+        resolved,
+        examples,
+        held_out,
+        device=where,
+        cache=stored,
+        teacher=teacher,
+        drop=drop,
+        fingerprint=fingerprint,
+    )
     checkpoints = None if directory is None else Checkpoints(directory, identity)
     master = Teacher(teacher, drop or ()) if chosen.teacher and teacher is not None else None
-    passes = _passes(prepared, resolved, model, examples, held_out, cache, depth, master)
-    told: dict[str, Any] = {"validation": held_out, "checkpoints": checkpoints, "on_row": on_row}
-    outcome = fit(prepared, examples, resolved, **told, stepper=passes)
+    rows = (examples, held_out)
+    passes = make_passes(
+        prepared, resolved, model, rows, cache, depth, teacher=master, fingerprint=fingerprint
+    )
+    with run_log(log, log_folder, name=chosen.name, main=workers.main, on_row=on_row) as write:
+        told: dict[str, Any] = {"validation": held_out, "checkpoints": checkpoints, "on_row": write}
+        outcome = fit(prepared, examples, resolved, **told, stepper=passes)
 
     history = pd.DataFrame(outcome.progress.history, columns=COLUMNS)
     manifest = {
@@ -149,43 +156,20 @@ def train(
         **identity,
         "source": chosen.source,
         "learning_rate": resolved.learning_rate,
-        **_counts(prepared, outcome),
-        "peak_memory_bytes": peak_bytes(device),
+        **outcome_of(prepared, outcome, passes, history),
+        "peak_memory_bytes": peak_bytes(where),
         "peak_memory_of": "this run" if measured else "the process",
-        "portion": passes.portion,
-        "processes": passes.workers.count,
         "cache": stored,
         "wall_seconds": time.perf_counter() - began,
-        **_losses(outcome, history),
-        "dtype": str(next(iter(prepared.parameters.values())).dtype).removeprefix("torch."),
         "attn_implementation": getattr(model.config, "_attn_implementation", None),
-        "head_untied": prepared.head_untied,
-        "notes": prepared.notes,
     }
-    return HealResult(finish(prepared), history, outcome.tensors, manifest, prepared.adapter_config)
-
-
-def apply_trained(
-    model: PreTrainedModel,
-    recipe: str | Recipe,
-    tensors: Mapping[str, Tensor],
-    *,
-    drop: Sequence[int] | None = None,
-) -> PreTrainedModel:
-    """The healed model, from the model that was healed and its trained tensors; equal to the last bit.
-
-    Args:
-        model: The model as it was before healing; left as it is.
-        recipe: The recipe that it was healed with.
-        tensors: ``HealResult.trained``.
-        drop: As it was healed with.
-
-    Raises:
-        InputError: The tensors do not belong to this model and recipe.
-    """
-    prepared = prepare(model, recipe, drop=drop)
-    prepared.load(tensors)
-    return finish(prepared)
+    if not sharded:
+        healed = finish(prepared)
+    elif workers.main:
+        healed = apply_trained(model, chosen, outcome.tensors, drop=drop)
+    else:
+        healed = without_weights(model)
+    return HealResult(healed, history, outcome.tensors, manifest, prepared.adapter_config)
 
 
 def heal_model(
@@ -202,6 +186,10 @@ def heal_model(
     drop: Sequence[int] | None = None,
     packed: bool = True,
     template: str | None = None,
+    shard: str = "auto",
+    device: str | torch.device | None = None,
+    log: str = "none",
+    log_folder: str | os.PathLike[str] | None = None,
     **overrides: Any,
 ) -> HealResult:
     """Heal a copy of a pruned model with a recipe's settings, and store it where a folder is named.
@@ -221,6 +209,10 @@ def heal_model(
         drop: The blocks that were removed from it.
         packed: Whether windows hold several short rows; see :func:`train`.
         template: Of instruction rows.
+        shard: Whether several processes share the blocks; see :func:`train`.
+        device: Where the copy trains.
+        log: ``none``, ``tensorboard`` or ``trackio``.
+        log_folder: Where the log goes; ``<out>.log`` by default.
         **overrides: Fields of :class:`TrainingSettings` that replace the recipe's: ``learning_rate``,
             ``steps``, ``batch_size``, ``seed`` and so on. None leaves a field as it is.
 
@@ -236,6 +228,10 @@ def heal_model(
         check_target(out, chosen, adapter=adapter)
         directory = Path(f"{os.fspath(out).rstrip('/')}.resume")
         cache = cache or Cache(directory / "prefix")
+        log_folder = log_folder or f"{os.fspath(out).rstrip('/')}.log"
+    told: dict[str, Any] = {"tokenizer": tokenizer, "packed": packed, "template": template}
+    told |= {"cache": cache, "teacher": teacher, "drop": drop}
+    told |= {"shard": shard, "device": device, "log": log, "log_folder": log_folder}
     result = train(
         model,
         tokens_or_rows,
@@ -243,14 +239,10 @@ def heal_model(
         recipe=chosen,
         settings=settings,
         directory=directory,
-        tokenizer=tokenizer,
-        cache=cache,
-        teacher=teacher,
-        drop=drop,
-        packed=packed,
-        template=template,
+        **told,
     )
-    if out is not None and directory is not None and Workers(_plain_device(result.model)).main:
+    where = _home(model) if device is None else torch.device(device)
+    if out is not None and directory is not None and Workers(where).main:
         save_healed(result, tokenizer, out, adapter=adapter)
         shutil.rmtree(directory, ignore_errors=True)
     return result
@@ -267,57 +259,5 @@ def heal(
     return heal_model(model, tokens_or_rows, recipe, **options).model
 
 
-def _passes(
-    prepared: Prepared,
-    settings: TrainingSettings,
-    model: PreTrainedModel,
-    examples: Examples,
-    held_out: Examples | None,
-    cache: Cache | None,
-    depth: int,
-    teacher: Teacher | None,
-) -> Stepper:
-    """What runs the passes: the whole model, or its end behind stored states."""
-    if cache is None or depth == 0:
-        return Stepper(prepared, settings, teacher=teacher)
-    size = settings.batch_size // settings.gradient_accumulation
-    workers = Workers(_device(prepared))
-
-    def stored(rows: Examples, label: str) -> Prefix:
-        return workers.after_main(lambda: cache.states(model, rows, depth, batch_size=size, label=label))
-
-    prefix = stored(examples, "train")
-    other = None if held_out is None else stored(held_out, "validation")
-    return Stepper(prepared, settings, depth=depth, prefix=prefix, held_out=other)
-
-
-def _counts(prepared: Prepared, outcome: Fit) -> dict[str, Any]:
-    """What the run took. ``seconds`` counts the updates alone, not validation and checkpoints."""
-    return {
-        "trainable_parameters": sum(p.numel() for p in prepared.parameters.values()),
-        "total_parameters": sum(p.numel() for p in prepared.model.parameters()),
-        "steps": outcome.progress.step,
-        "tokens": outcome.progress.tokens,
-        "supervised_tokens": outcome.progress.supervised,
-        "seconds": outcome.progress.seconds,
-    }
-
-
-def _losses(outcome: Fit, history: pd.DataFrame) -> dict[str, Any]:
-    """Validation losses before healing and of the weights that were kept; None where none was measured."""
-    measured = history.loc[history["split"] == "validation"].set_index("step")["loss"]
-    return {
-        "loss_before": float(measured.iloc[0]) if len(measured) else None,
-        "loss_after": float(measured.loc[outcome.selected_step]) if len(measured) else None,
-        "selected_step": outcome.selected_step,
-        "best_step": outcome.progress.best_step,
-        "best_loss": outcome.progress.best_loss,
-    }
-
-
-def _plain_device(model: PreTrainedModel) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _device(prepared: Prepared) -> torch.device:
-    return next(iter(prepared.parameters.values())).device
+def _home(model: PreTrainedModel) -> torch.device:
+    return next(model.get_input_embeddings().parameters()).device

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preln.base.errors import InputError
+from preln.base.progress import note
 from preln.heal.examples import Examples
 from preln.heal.prefix import DTYPES, Prefix, build_prefix, prefix_bytes
 from preln.heal.recipe import Recipe
@@ -92,16 +93,29 @@ class Cache:
         return own if self.dtype == "auto" else self.dtype
 
     def states(
-        self, model: PreTrainedModel, examples: Examples, depth: int, *, batch_size: int, label: str
+        self,
+        model: PreTrainedModel,
+        examples: Examples,
+        depth: int,
+        *,
+        batch_size: int,
+        label: str,
+        fingerprint: str | None = None,
     ) -> Prefix:
         """The stored states of some rows, computed if they are not there yet.
+
+        ``fingerprint`` is the model's, if it is known already.
+
+        Before they are, their size is said in one line on stderr, terminal or not: they take disk space.
 
         Raises:
             InputError: See :func:`preln.heal.prefix.build_prefix`.
         """
-        identity = {"model": model_fingerprint(model), "data": examples.fingerprint()}
+        identity = {"model": fingerprint or model_fingerprint(model), "data": examples.fingerprint()}
         key = (identity["model"], identity["data"])
         if key not in self._held or depth not in self._held[key].depths:
+            name = f"{label}-{key[1][:12]}"
+            self._announce(model, examples, depth, name)
             began = time.perf_counter()
             training = model.training
             model.eval()
@@ -115,12 +129,34 @@ class Cache:
                     dtype=self.dtype_of(model),
                     batch_size=batch_size,
                     budget=self.budget,
-                    label=f"{label}-{key[1][:12]}",
+                    label=name,
                 )
             finally:
                 model.train(training)
             self.seconds += time.perf_counter() - began
         return self._held[key]
+
+    def _announce(self, model: PreTrainedModel, examples: Examples, depth: int, name: str) -> None:
+        """Say how much is about to be stored, unless it is there already or will be refused."""
+        size, folder = self.bytes(model, examples, depth), Path(self.folder)
+        there = all((folder / f"{name}{ending}").exists() for ending in (".safetensors", ".json"))
+        if there or (self.budget is not None and size > self.budget):
+            return
+        count, tokens = len({*self.depths, depth}), examples.input_ids.numel()
+        depths = "1 depth" if count == 1 else f"{count} depths"
+        note(f"heal: stored states: {depths}, {tokens} tokens, {_readable(size)} in {folder}")
+
+
+def _readable(size: int) -> str:
+    """A number of bytes for people.
+
+    >>> _readable(37_700_000)
+    '37.7 MB'
+    """
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size} bytes"
 
 
 def frozen_depth(recipe: Recipe, count: int) -> int:

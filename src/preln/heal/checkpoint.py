@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from preln.heal.sharding import cut, gathered, join
+
 
 @dataclass
 class Progress:
@@ -39,25 +41,32 @@ class Progress:
 
 
 def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], *, keep: bool = True
 ) -> dict[str, Tensor]:
-    """AdamW's state as ``<parameter>/step``, ``/exp_avg`` and ``/exp_avg_sq``; empty at the start."""
-    return {
-        f"{name}/{entry}": torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
+    """AdamW's state as ``<parameter>/step``, ``/exp_avg`` and ``/exp_avg_sq``; empty at the start.
+
+    Of sharded parameters it is gathered, in which every process takes part, also one that does not ``keep``.
+    """
+    state = {
+        f"{name}/{entry}": torch.as_tensor(value)
         for name, parameter in parameters.items()
         for entry, value in optimizer.state[parameter].items()
     }
+    return gathered(state, keep=keep)
 
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put the stored state back."""
+    """Put the stored state back; of a sharded parameter, the part of it that this process holds."""
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         parameter = parameters[name]
         state = optimizer.state[parameter]
-        if entry == "step":  # torch's AdamW counts in a tensor on the CPU, that of bitsandbytes in a number
-            state[entry] = value.clone() if isinstance(optimizer, torch.optim.AdamW) else int(value)
+        if entry == "step" and not isinstance(optimizer, torch.optim.AdamW):
+            state[entry] = int(value)  # bitsandbytes counts in a number
+        elif entry == "step":  # torch in a tensor: on the CPU, or beside the parameter where it is fused
+            where = parameter.device if optimizer.defaults.get("fused") else value.device
+            state[entry] = value.to(where, copy=True)
         else:
-            state[entry] = value.to(parameter.device, copy=True)
+            state[entry] = join(cut(value, parameter).to(parameter.device, copy=True), parameter)

@@ -16,6 +16,7 @@ from preln.base.provenance import provenance
 from preln.heal.recipe import Recipe
 from preln.heal.recipes import get_recipe, override
 from preln.heal.sweep import read_grid, read_value, summary, sweep
+from preln.heal.workers import own_device
 from preln.models.layers import parse_layers, sort_halves
 
 if TYPE_CHECKING:
@@ -38,6 +39,25 @@ def read_recipes(names: str, changes: Sequence[str], *, several: bool) -> list[R
             raise InputError(f"--set {word!r}: write it as name=value, such as rank=16")
         fields[name.strip().replace("-", "_")] = read_value(text.strip())
     return [override(recipe, **fields) if fields else recipe for recipe in found]
+
+
+def spread(arguments: Any) -> tuple[dict[str, Any], str]:
+    """Options of :func:`preln.heal.heal_model` for several processes, and the device to load the model on.
+
+    A model that is to be sharded is loaded in main memory and reaches the devices in parts.
+
+    Raises:
+        InputError: Flags that do not go together.
+    """
+    if arguments.sweep and (arguments.shard == "on" or arguments.log != "none"):
+        raise InputError("--sweep: takes neither --shard on nor --log: heal one recipe, or leave them out")
+    if arguments.shard == "on" and arguments.device == "auto":
+        raise InputError("--shard on: spreads the model itself: use --device cuda or cpu")
+    device = own_device(arguments.device)
+    if arguments.sweep:
+        return {}, device
+    options = {"shard": arguments.shard, "log": arguments.log}
+    return (options | {"device": device}, "cpu") if arguments.shard == "on" else (options, device)
 
 
 def dropped_blocks(model: str, layers: str | None) -> list[int] | None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 
 from preln.base.checkpoints import Checkpoints
@@ -19,6 +18,7 @@ from preln.heal.examples import Examples, batch_rows
 from preln.heal.optimizers import make_optimizer
 from preln.heal.prepare import Prepared
 from preln.heal.settings import TrainingSettings
+from preln.heal.sharding import clip_gradients, cut, gathered, held_bytes, join, part_groups
 from preln.heal.step import Stepper
 
 
@@ -30,12 +30,15 @@ class Fit:
         progress: Counts and the history, with rows of ``step``, ``tokens``, ``seconds``, ``split``, ``loss``
             and ``learning_rate``. A ``train`` row holds the loss of its batch *before* that update.
         tensors: The trained tensors that were selected: the last, or those of the best validation loss.
+            Of a sharded model process 0 alone has them.
         selected_step: The step they are of.
+        held_bytes: Bytes of weights and of the optimizer's state that this process held.
     """
 
     progress: Progress
     tensors: dict[str, Tensor]
     selected_step: int
+    held_bytes: int
 
 
 def fit(
@@ -73,6 +76,7 @@ def fit(
     passes = stepper or Stepper(prepared, settings)
     workers = passes.workers
     optimizer, notes = make_optimizer(parameters, settings)
+    part_groups(optimizer)
     prepared.notes.extend(notes)
     progress = Progress()
     best: dict[str, Tensor] | None = None
@@ -105,7 +109,7 @@ def fit(
             diverged("validation loss", progress.step)
         if progress.best_loss is None or loss < progress.best_loss:
             progress.best_loss, progress.best_step, progress.stale = loss, progress.step, 0
-            best = prepared.tensors() if settings.select == "best" else None
+            best = prepared.parts() if settings.select == "best" else None
         else:
             progress.stale += 1
         record("validation", loss, rate)
@@ -118,11 +122,20 @@ def fit(
         progress = Progress(**former)
         prepared.load(tensors["trained"])
         restore_optimizer(optimizer, prepared.parameters, tensors["optimizer"])
-        best = tensors.get("best")
+        if "best" in tensors:
+            best = {name: cut(tensor, prepared.parameters[name]) for name, tensor in tensors["best"].items()}
+
+    begun = progress.seconds, progress.tokens
+
+    def pace() -> str:
+        last = next(row["loss"] for row in reversed(progress.history) if row["split"] == "train")
+        speed = (progress.tokens - begun[1]) / max(progress.seconds - begun[0], 1e-9)
+        return f"loss {last:.4f}, {speed:.0f} tokens/s"
 
     passes.training_mode()
     remaining = range(progress.step, steps)
-    for step in track(remaining, label=f"heal {prepared.recipe.name}", total=len(remaining)):
+    shown = track(remaining, label=f"heal {prepared.recipe.name}", total=len(remaining), state=pace)
+    for step in shown if workers.main else remaining:
         began = time.perf_counter()
         rate = settings.rate(step)
         for group in optimizer.param_groups:
@@ -130,8 +143,8 @@ def fit(
         rows = batch_rows(len(examples), settings.batch_size, settings.seed, step)
         batch = examples.take(rows)
         loss = passes.gradients(batch, rows, step)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
-        if not math.isfinite(loss) or not math.isfinite(float(norm)):
+        norm = clip_gradients(parameters, settings.max_grad_norm)
+        if not math.isfinite(loss) or not math.isfinite(norm):
             diverged("gradient" if math.isfinite(loss) else "loss", step + 1)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -148,13 +161,20 @@ def fit(
         if settings.early_stop and progress.stale >= settings.early_stop:
             break
         due = settings.checkpoint_every and progress.step % settings.checkpoint_every == 0
-        if checkpoints is not None and due and not last and workers.main:
-            moments = optimizer_tensors(optimizer, prepared.parameters)
-            groups = {"trained": prepared.tensors(), "optimizer": moments}
-            checkpoints.save(progress.step, vars(progress), groups | ({} if best is None else {"best": best}))
+        if checkpoints is not None and due and not last:
+            keep = workers.main  # gathering takes every process
+            moments = optimizer_tensors(optimizer, prepared.parameters, keep=keep)
+            groups = {"trained": prepared.tensors(keep=keep), "optimizer": moments}
+            if best is not None:
+                joined = {name: join(part, prepared.parameters[name]) for name, part in best.items()}
+                groups["best"] = gathered(joined, keep=keep)
+            if keep:
+                checkpoints.save(progress.step, vars(progress), groups)
 
     selected = progress.step
     if best is not None and progress.best_step is not None:
-        prepared.load(best)
+        prepared.put(best)
         selected = progress.best_step
-    return Fit(progress, prepared.tensors(), selected)
+    kept = prepared.tensors(keep=workers.main or not prepared.sharded)
+    moments = [value for state in optimizer.state.values() for value in state.values()]
+    return Fit(progress, kept, selected, held_bytes([*prepared.model.parameters(), *moments]))

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from preln.base.errors import InputError
 from preln.heal.adapters import (
     adapter_parameters,
     attach,
-    copy_into,
     lora_config,
     merge,
     require_peft,
@@ -24,6 +24,8 @@ from preln.heal.layout import Seam, full_parameters, seams_of, trained_parts
 from preln.heal.parts import Layout, layout, linear_maps
 from preln.heal.quantise import check_differentiable, quantise, quietly, refuse_quantised
 from preln.heal.recipes import Recipe, get_recipe
+from preln.heal.sharding import cut, gathered, local
+from preln.heal.student import checkpoint_blocks, switch_checkpointing
 from preln.models import untie_head
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Prepared:
         checkpointed: Blocks whose inner states are computed again in the backward pass. transformers does so
             where the block itself, not what is in it, is in training mode.
         shells: The modules that 4-bit ones stand for, by name.
+        sharded: Whether every process holds a part of the blocks (:func:`preln.heal.sharding.shard`).
     """
 
     model: Any
@@ -60,6 +63,7 @@ class Prepared:
     seams: tuple[Seam, ...] = ()
     checkpointed: list[nn.Module] = field(default_factory=list)
     shells: dict[str, nn.Module] = field(default_factory=dict)
+    sharded: bool = False
 
     @property
     def plain(self) -> Any:
@@ -79,12 +83,25 @@ class Prepared:
             block.training = True
         check_differentiable(self.plain, self.shells)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Copies on the CPU of the trained tensors, by name."""
-        return {n: p.detach().to("cpu", copy=True).contiguous() for n, p in self.parameters.items()}
+    def tensors(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """Whole copies on the CPU of the trained tensors, by name.
+
+        Where they are sharded every process must ask, also one that does not ``keep`` them.
+        """
+        return gathered(self.parameters, keep=keep)
+
+    def parts(self) -> dict[str, Tensor]:
+        """Copies on the CPU of what this process holds of the trained tensors, for :meth:`put`."""
+        return {name: local(p).detach().to("cpu", copy=True) for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def put(self, parts: Mapping[str, Tensor]) -> None:
+        """Copy what :meth:`parts` returned back into the parameters."""
+        for name, parameter in self.parameters.items():
+            local(parameter).copy_(parts[name])
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy stored tensors into the parameters.
+        """Copy stored tensors, whole ones, into the parameters.
 
         Raises:
             InputError: A name is missing or unknown, or a shape differs.
@@ -98,7 +115,7 @@ class Prepared:
                     f"trained tensor {name}: shape {tuple(tensors[name].shape)} does not fit "
                     f"{tuple(parameter.shape)}: use the model it was made with"
                 )
-        copy_into(self.parameters, tensors)
+        self.put({name: cut(tensors[name], parameter) for name, parameter in self.parameters.items()})
 
 
 def prepare(
@@ -108,6 +125,7 @@ def prepare(
     seed: int = 0,
     drop: Iterable[int] | None = None,
     gradient_checkpointing: bool = False,
+    borrowed: bool = False,
 ) -> Prepared:
     """A copy of ``model`` in which exactly the recipe's parameters require a gradient.
 
@@ -120,6 +138,8 @@ def prepare(
         drop: The blocks that were removed, counted in the unpruned model, where the recipe trains around the
             cut.
         gradient_checkpointing: Whether inner states of the blocks are computed again instead of stored.
+        borrowed: Whether the copy's blocks use the memory of the model's, for a caller who shards them before
+            anything is trained: then no process holds them twice.
 
     Raises:
         InputError: Unknown recipe; more blocks than the model has; a model without a head, or quantised.
@@ -134,13 +154,15 @@ def prepare(
     found = layout(model)
     gone = None if drop is None else list(drop)
     seams = seams_of(chosen, len(found.blocks), gone)
+    blocks = [model.get_submodule(name) for name in found.blocks] if borrowed else []
+    lent = [parameter for block in blocks for parameter in block.parameters()]
     if chosen.adapter is None:
-        prepared = _prepare_full(model, found, chosen, gone)
+        prepared = _prepare_full(model, found, chosen, gone, lent)
     else:
-        prepared = _prepare_adapter(model, found, chosen, seed)
+        prepared = _prepare_adapter(model, found, chosen, seed, lent)
     prepared.seams = seams
     if gradient_checkpointing:
-        _checkpoint(prepared, found)
+        checkpoint_blocks(prepared, found)
     narrow = sorted({str(p.dtype) for p in prepared.parameters.values() if p.dtype.itemsize < 4})
     if narrow:
         prepared.notes.append(f"weights train in {', '.join(narrow)}: updates below its precision are lost")
@@ -155,7 +177,7 @@ def finish(prepared: Prepared) -> PreTrainedModel:
     """
     model = prepared.model
     if prepared.checkpointed:
-        _switch(prepared.plain, on=False)
+        switch_checkpointing(prepared.plain, on=False)
     if prepared.recipe.adapter is not None:
         model = merge(model, prepared.adapter_config, prepared.shells)
     for parameter in model.parameters():
@@ -164,9 +186,16 @@ def finish(prepared: Prepared) -> PreTrainedModel:
     return model.eval()
 
 
-def _frozen_copy(model: PreTrainedModel, *, sharing: Iterable[nn.Parameter] = ()) -> PreTrainedModel:
-    """A deep copy without gradients; the parameters ``sharing`` are not copied, for what replaces them."""
-    own = copy.deepcopy(model, {id(parameter): parameter for parameter in sharing})
+def _frozen_copy(
+    model: PreTrainedModel, *, sharing: Iterable[nn.Parameter] = (), lent: Iterable[nn.Parameter] = ()
+) -> PreTrainedModel:
+    """A deep copy without gradients.
+
+    The parameters ``sharing`` are not copied, for what replaces them; those ``lent`` are parameters of their
+    own over the same memory.
+    """
+    aliases = {id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in lent}
+    own = copy.deepcopy(model, {id(parameter): parameter for parameter in sharing} | aliases)
     kept = {id(parameter) for parameter in sharing}
     for parameter in own.parameters():
         if id(parameter) not in kept:
@@ -176,10 +205,14 @@ def _frozen_copy(model: PreTrainedModel, *, sharing: Iterable[nn.Parameter] = ()
 
 
 def _prepare_full(
-    model: PreTrainedModel, found: Layout, recipe: Recipe, drop: Iterable[int] | None
+    model: PreTrainedModel,
+    found: Layout,
+    recipe: Recipe,
+    drop: Iterable[int] | None,
+    lent: Iterable[nn.Parameter],
 ) -> Prepared:
     full_parameters(model, found, recipe, drop)  # refused, if at all, before the copy
-    own, notes = _frozen_copy(model), []
+    own, notes = _frozen_copy(model, lent=lent), []
     untied = found.tied and recipe.kind == "tail"
     if untied:
         # training a shared head would also move the embedding, which the recipe says is frozen
@@ -197,7 +230,9 @@ def _prepare_full(
     return Prepared(own, recipe, parameters, active, notes, head_untied=untied)
 
 
-def _prepare_adapter(model: PreTrainedModel, found: Layout, recipe: Recipe, seed: int) -> Prepared:
+def _prepare_adapter(
+    model: PreTrainedModel, found: Layout, recipe: Recipe, seed: int, lent: Iterable[nn.Parameter]
+) -> Prepared:
     config = lora_config(model, found, recipe)
     rest = unadapted(model, found)
     notes = []
@@ -205,7 +240,7 @@ def _prepare_adapter(model: PreTrainedModel, found: Layout, recipe: Recipe, seed
         notes.append(f"no adapter on {len(rest)} weights that are no linear maps, such as {rest[0]}")
     shells: dict[str, nn.Module] = {}
     if recipe.quantised is None:
-        own = _frozen_copy(model)
+        own = _frozen_copy(model, lent=lent)
     else:
         # a weight that is about to be quantised need not be copied, unless something else uses it too
         uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
@@ -220,31 +255,3 @@ def _prepare_adapter(model: PreTrainedModel, found: Layout, recipe: Recipe, seed
     active = [module for name, module in wrapped.named_modules() if name.endswith(".lora_dropout.default")]
     parameters = adapter_parameters(wrapped)
     return Prepared(wrapped, recipe, parameters, active, notes, adapter_config=config, shells=shells)
-
-
-def _checkpoint(prepared: Prepared, found: Layout) -> None:
-    """Have the blocks that autograd passes through compute their inner states again."""
-    model = prepared.plain
-    within = {id(module) for active in prepared.active for module in active.modules()}
-    skipped = 0
-    for name in found.blocks:
-        block = model.get_submodule(name)
-        trained = id(block) in within
-        if not trained and prepared.recipe.kind == "tail":
-            continue  # frozen, and nothing in front of it trains
-        if not trained and any("drop" in n and v for n, v in vars(block).items() if isinstance(v, float)):
-            skipped += 1  # in training mode the block would drop out by itself, though it is frozen
-            continue
-        prepared.checkpointed.append(block)
-    if skipped:
-        prepared.notes.append(f"{skipped} blocks with dropout of their own were not checkpointed")
-    if prepared.checkpointed:
-        _switch(model, on=True)
-
-
-def _switch(model: Any, *, on: bool) -> None:
-    """Gradient checkpointing of transformers, under its new name or its former one."""
-    verb = "enable" if on else "disable"
-    call = getattr(model, f"activation_checkpointing_{verb}", None)
-    call = call or getattr(model, f"gradient_checkpointing_{verb}")
-    call({"use_reentrant": False}) if on else call()

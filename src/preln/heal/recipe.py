@@ -22,7 +22,7 @@ class Adapter:
     Attributes:
         rank: Rows of ``A``.
         alpha: Numerator of the scale; None: the rank, so that the scale is 1 whatever the rank.
-        dropout: Probability of zeroing an input of the adapter while it trains.
+        dropout: Probability of zeroing an input of the adapter while it trains; 0 with ``dora``.
         targets: Last names of the linear maps adapted in every block. Where a block lacks one of them
             (another architecture), every linear map of the blocks is adapted. The head never is.
         mlp_only: Whether maps inside attention are left out, however they are called.
@@ -54,6 +54,8 @@ class Adapter:
         for name in ("mlp_only", "dora"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name}={getattr(self, name)!r}: must be True or False")
+        if self.dora and self.dropout:  # peft's DoRA leaves it out unless the base map runs a second time
+            raise InputError(f"dropout={self.dropout}: is not applied with dora: use dropout=0")
 
     @property
     def numerator(self) -> float:

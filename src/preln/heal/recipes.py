@@ -150,7 +150,7 @@ for _recipe in (
     *(_partial(_blocks) for _blocks in range(4)),
     Recipe(name="full", kind="full", settings=_LOW, summary="every parameter; a shared head stays shared"),
     _adapted("lora", "rank-8 adapters on the linear maps of every block, merged afterwards"),
-    _adapted("dora", "the same with trained row lengths", adapter=Adapter(dora=True)),
+    _adapted("dora", "the same with trained row lengths", adapter=Adapter(dora=True, dropout=0.0)),
     _adapted("qlora", "rank-8 adapters while the blocks' linear maps stay in 4 bits", quantised="nf4"),
     _adapted(
         "uidl",

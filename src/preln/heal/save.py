@@ -12,7 +12,7 @@ from preln.base.files import hash_tree, staged_directory, write_json, write_parq
 from preln.heal.recipes import Recipe
 
 if TYPE_CHECKING:
-    from preln.heal.api import HealResult
+    from preln.heal.record import HealResult
 
 
 def check_target(out: str | os.PathLike[str], recipe: Recipe, *, adapter: bool) -> None:
@@ -37,7 +37,7 @@ def save_healed(
     and ``README.md``, the model card.
 
     Args:
-        result: What :func:`preln.heal.train` returned.
+        result: What :func:`preln.heal.train` returned; of a sharded run, in process 0.
         tokenizer: Saved with the model; None saves none.
         out: The folder; must be absent or empty.
         adapter: Save only the adapter, as a folder that ``PeftModel.from_pretrained`` loads on top of the

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from preln.base.errors import InputError
 from preln.heal.examples import IGNORED, Examples
 from preln.heal.isolation import forward_inputs
-from preln.heal.parts import norm_without_running
+from preln.heal.parts import Layout, norm_without_running
 from preln.models import find_blocks
 from preln.models.surgery import view
 from preln.models.tail import Tail, cross_entropies
@@ -35,6 +35,8 @@ class Student:
         model: The causal model inside the prepared one (inside peft's wrapper, if there is one).
         blocks: Its blocks.
         device: Where its embedding is.
+        lockstep: Whether every pass goes all the way back, so that sharded blocks gather their weights
+            equally often in every process.
         checkpointed_norm: The final norm, where blocks run under gradient checkpointing; else None.
     """
 
@@ -51,6 +53,7 @@ class Student:
         self.start = start
         self.checkpointed_norm = self._norm() if prepared.checkpointed else None
         self.device = next(self.model.get_input_embeddings().parameters()).device
+        self.lockstep = prepared.sharded
         was = self.model.training
         self.model.eval()
         self._tail = Tail(self.model, rows=rows, block=self.blocks[0])
@@ -116,6 +119,8 @@ class Student:
         """
         counts, ids, following = self.counted(examples)
         if not bool(counts.any()):
+            if self.lockstep and state.requires_grad:
+                state.backward(torch.zeros_like(state))
             return 0.0
 
         def entropy(logits: Tensor, rows: slice) -> Tensor:
@@ -136,3 +141,34 @@ class Student:
         counts, ids, following = self.counted(examples)
         hidden = state[:, :-1][counts.to(state.device)]
         return self._tail.reduce(hidden, ids, lambda logits, rows: cross_entropies(logits, following[rows]))
+
+
+def checkpoint_blocks(prepared: Prepared, found: Layout) -> None:
+    """Have the blocks that autograd passes through compute their inner states again."""
+    model = prepared.plain
+    within = {id(module) for active in prepared.active for module in active.modules()}
+    skipped = 0
+    for name in found.blocks:
+        block = model.get_submodule(name)
+        trained = id(block) in within
+        if not trained and prepared.recipe.kind == "tail":
+            continue  # frozen, and nothing in front of it trains
+        if not trained and any("drop" in n and v for n, v in vars(block).items() if isinstance(v, float)):
+            skipped += 1  # in training mode the block would drop out by itself, though it is frozen
+            continue
+        prepared.checkpointed.append(block)
+    if skipped:
+        prepared.notes.append(f"{skipped} blocks with dropout of their own were not checkpointed")
+    if prepared.checkpointed:
+        switch_checkpointing(model, on=True)
+
+
+def switch_checkpointing(model: Any, *, on: bool) -> None:
+    """Gradient checkpointing of transformers, under its new name or its former one."""
+    verb = "enable" if on else "disable"
+    call = getattr(model, f"activation_checkpointing_{verb}", None)
+    call = call or getattr(model, f"gradient_checkpointing_{verb}")
+    call({"use_reentrant": False}) if on else call()
+    # the embedding need not ask for a gradient, which would run what is frozen backwards
+    if hasattr(model, "disable_input_require_grads"):
+        model.disable_input_require_grads()

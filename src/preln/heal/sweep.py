@@ -119,6 +119,7 @@ def sweep(
                 settings=settings,
                 directory=stored.with_suffix(".resume"),
                 cache=shared,
+                fingerprint=common["model"],
                 **how,
             )
             history = result.history.to_dict("list")

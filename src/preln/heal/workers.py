@@ -17,8 +17,8 @@ Made = TypeVar("Made")
 class Workers:
     """The processes that heal one model together; one, unless a launcher has started several.
 
-    Every process holds the whole model and takes its share of each batch; gradients are summed, and every
-    process makes the same update. Process 0 writes.
+    Every process takes its share of each batch; gradients are summed, and every process makes the same
+    update, of the whole model or of its part of it (:mod:`preln.heal.sharding`). Process 0 writes.
 
     Attributes:
         rank: Number of this process.
@@ -47,6 +47,11 @@ class Workers:
         """Every ``count``-th item, from ``rank`` on."""
         return list(items[self.rank :: self.count])
 
+    def turns(self, items: Sequence[Any]) -> list[Any]:
+        """This process' share, and None where it has nothing left while others still have an item."""
+        own = self.share(items)
+        return own + [None] * (-(-len(items) // self.count) - len(own))
+
     def add(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over all processes."""
         if self.count > 1:
@@ -59,6 +64,10 @@ class Workers:
         held = torch.tensor([value], dtype=torch.float64, device=device)
         torch.distributed.all_reduce(held)
         return float(held)
+
+    def any(self, answer: bool, device: torch.device) -> bool:
+        """Whether any process answers yes."""
+        return self.total(float(answer), device) > 0
 
     def after_main(self, make: Callable[[], Made]) -> Made:
         """What ``make`` returns: in process 0 first, then in the others, who find its files there."""
@@ -73,3 +82,13 @@ class Workers:
         """Go on when all processes have come here."""
         if self._state is not None:
             self._state.wait_for_everyone()
+
+
+def own_device(name: str) -> str:
+    """The device of this process among several on one machine: ``cuda`` means another GPU in each.
+
+    >>> own_device("cpu")
+    'cpu'
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several and name == "cuda" else name

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
@@ -46,9 +45,8 @@ class ProbeResult:
         pairs: start, size, angular_distance, angular_distance_last_token (angles over pi) with intervals;
             None if left out.
         sequences: measure, layer, site, statistic, sequence, value: each number from one sequence alone.
-        resamples: measure, site, layer, draw, value: ``grad_param`` in every bootstrap sample, by block and of
-            final norm and head,
-            the same samples for all blocks; None where it was not taken or could not be resampled.
+        resamples: measure, site, layer, draw, value: ``grad_param`` of every block, final norm and head, in
+            the same bootstrap samples for all blocks; None where it was not taken or could not be resampled.
         manifest: Provenance, dtype, attention implementation, placement, token fingerprint, notes.
     """
 
@@ -252,7 +250,7 @@ def _name(model: PreTrainedModel) -> str:
 
 
 def _resamples(squares: Squares) -> pd.DataFrame | None:
-    """The bootstrap samples of ``grad_param`` of every block, the final norm and the head, as a tidy table."""
+    """The bootstrap samples of ``grad_param`` of blocks, final norm and head, as a tidy table."""
     sites = sorted(key for key in squares.sites if key[1] in ("block", "final_norm", "head"))
     if not squares.resampled.size or not sites:
         return None

@@ -9,10 +9,20 @@ from preln.report.load import Run
 from preln.report.views import slug, status_class
 
 
+def _rank(status: str) -> int:
+    order = ("unsupported", "inconclusive", "untested", "supported")
+    return order.index(status) if status in order else len(order)
+
+
 def ledger_views(run: Run, prefix: str) -> list[dict[str, Any]]:
     """The claims, refuted ones first, then in the ledger's order; counterexamples apart from the rest."""
     known = {str(claim["id"]) for claim in run.claims}
-    verdicts = {str(verdict["id"]): str(verdict["status"]) for verdict in run.verdicts}
+    verdicts: dict[str, str] = {}
+    for (
+        verdict
+    ) in run.verdicts:  # of several models that decide a hypothesis, the least favourable one counts
+        found = [str(verdict["status"]), *filter(None, [verdicts.get(str(verdict["id"]))])]
+        verdicts[str(verdict["id"])] = min(found, key=_rank)
     entries = []
     for claim in run.claims:
         evidence = [item for item in claim.get("evidence") or [] if isinstance(item, dict)]

@@ -10,7 +10,7 @@ from typing import Any
 from preln.base.errors import InputError
 from preln.base.files import write_text
 from preln.report.load import Run
-from preln.report.summary import outcomes
+from preln.report.summary import hypothesis_name, outcomes
 
 
 def findings(run: Run) -> str:
@@ -80,8 +80,8 @@ def _verdicts(run: Run) -> str:
         interval = f" [{v['interval'][0]:.3g}, {v['interval'][1]:.3g}]" if v["interval"] else ""
         value = "–" if v["value"] is None else f"{v['value']:.3g}{interval}"
         lines.append(
-            f"| `{v['id']}` {cell(v['statement'])} | **{v['status']}** | {cell(v['meaning'])} | {value} | "
-            f"{v['expected']} |"
+            f"| `{hypothesis_name(v)}` {cell(v['statement'])} | **{v['status']}** | {cell(v['meaning'])} | "
+            f"{value} | {v['expected']} |"
         )
     return "\n".join(lines)
 

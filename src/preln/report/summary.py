@@ -15,7 +15,20 @@ OUTCOME_COLUMNS = [
 ]
 TASK_COLUMNS = ["model", "task", "acc", "acc_stderr", "acc_norm", "acc_norm_stderr", "n"]
 VERDICT_COLUMNS = [
-    *("id", "status", "statement", "statistic", "value", "low", "high", "threshold", "expected", "n", "note"),
+    *(
+        "id",
+        "model",
+        "status",
+        "statement",
+        "statistic",
+        "value",
+        "low",
+        "high",
+        "threshold",
+        "expected",
+        "n",
+        "note",
+    ),
 ]
 
 
@@ -119,6 +132,16 @@ def verdict_table(run: Run) -> pd.DataFrame:
         row |= {key: _number(verdict.get(key)) for key in ("value", "threshold", "n")}
         rows.append(row)
     return pd.DataFrame(rows, columns=VERDICT_COLUMNS)
+
+
+def hypothesis_name(verdict: dict[str, Any]) -> str:
+    """The hypothesis, and the pruned model that decided it where the study named one.
+
+    >>> hypothesis_name({"id": "HYP-QLORA", "model": "reverse-8"})
+    'HYP-QLORA on reverse-8'
+    """
+    model = verdict.get("model")
+    return f"{verdict['id']} on {model}" if isinstance(model, str) and model else str(verdict["id"])
 
 
 def interval(record: dict[str, Any]) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from preln.report.load import Run
-from preln.report.summary import outcomes, tasks, verdict_table
+from preln.report.summary import hypothesis_name, outcomes, tasks, verdict_table
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -123,7 +123,7 @@ def verdicts_latex(table: pd.DataFrame) -> str:
     """Verdicts: ID, statistic, value with interval, threshold, n, status."""
     rows = [
         [
-            latex_escape(row["id"]),
+            latex_escape(hypothesis_name(row)),
             latex_escape(row["statistic"] or ""),
             _with_interval(row["value"], row["low"], row["high"]),
             latex_escape(number(row["threshold"])),

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from preln.report.load import STATUSES_OF_HYPOTHESES, STATUSES_OF_THEOREMS, Run
-from preln.report.summary import agreement, dense_loss, interval, outcomes, tasks
+from preln.report.summary import agreement, dense_loss, hypothesis_name, interval, outcomes, tasks
 from preln.report.tables import number
 
 SIGNS = {
@@ -100,6 +100,7 @@ def verdict_views(run: Run, prefix: str) -> list[dict[str, Any]]:
         cards.append(
             {
                 **{key: str(verdict.get(key) or "") for key in _VERDICT_TEXTS},
+                "name": hypothesis_name(verdict),
                 "class": status_class(verdict["status"]),
                 "evidence": links,
                 "value_text": number(verdict.get("value")),
