@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from preln.base.errors import InputError
+from preln.base.files import staged_directory
 
 Outcome = tuple[dict[str, Any], int]
 DONE, NOT_HELD, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -237,7 +238,8 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
         name=arguments.model,
     )
     if arguments.out:
-        write_results(result, arguments.out)
+        with staged_directory(arguments.out) as folder:
+            write_results(result, folder)
     shown = {"tasks": result["tasks"], "mean_acc": result["mean_acc"], "perplexity": result.get("perplexity")}
     shown |= {part: result[part] for part in ("strided", "generation") if part in result}
     frames = ("comparison", "positions", "speed", "speedup")

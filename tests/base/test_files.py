@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -104,3 +106,25 @@ def test_weighted_bootstrap_equals_resampling_the_units_themselves():
 
 def test_one_unit_has_no_interval():
     assert all(math.isnan(v) for v in bootstrap_interval([1.0]))
+
+
+def test_what_a_dead_process_left_unfinished_is_cleared(tmp_path):
+    """Folders and files of processes that are no more go; those of living ones and of others stay."""
+    code = (
+        "import os, signal, sys; from pathlib import Path; from preln.base import files\n"
+        "root = Path(sys.argv[1])\n"
+        "with files.staged_directory(root / 'result'), files._replacing(root / 'table.json'):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert len(left) == 2
+    assert all(name.endswith(".part") for name in left)
+    (tmp_path / ".result.mine.part").mkdir()
+    with (
+        files.staged_directory(tmp_path / "result") as first,
+        files.staged_directory(tmp_path / "result", replace=True),
+    ):
+        assert first.exists()  # its process is alive
+    files.write_json(tmp_path / "table.json", 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".result.mine.part", "result", "table.json"]

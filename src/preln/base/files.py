@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,12 +18,15 @@ from preln.base.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+PART = ".part"  # how the name of an unfinished file or folder ends
+
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its place when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    _clear_parts(path)
+    handle, name = tempfile.mkstemp(prefix=_part_prefix(path), suffix=PART, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -34,6 +38,32 @@ def _replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _part_prefix(path: Path, process: int | None = None) -> str:
+    """How the names of unfinished files of ``path`` begin, which a process of this machine writes."""
+    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    return f".{path.name}.{machine}-{os.getpid() if process is None else process}-"
+
+
+def _clear_parts(path: Path) -> None:
+    """Remove what processes of this machine that are no more left unfinished beside ``path``."""
+    common = _part_prefix(path, 0).removesuffix("0-")
+    for stale in path.parent.iterdir():
+        owner = stale.name.removeprefix(common).partition("-")[0]
+        if stale.name.startswith(common) and stale.name.endswith(PART) and not _runs(owner):
+            shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
+
+
+def _runs(process: str) -> bool:
+    """Whether a process of this number exists here."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _umask() -> int:
@@ -134,7 +164,8 @@ def staged_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
         raise InputError(f"{target}: the folder is not empty: name another --out or remove it")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        _clear_parts(target)
+        temporary = Path(tempfile.mkdtemp(prefix=_part_prefix(target), suffix=PART, dir=target.parent))
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror}): name another --out") from error
     try:
