@@ -34,7 +34,7 @@ TIMES = {
     *("forward_seconds_per_token", "date", "total_evaluation_time_seconds", "start_time", "end_time"),
     *("inputs_hash", "files"),  # of a step: hashes over files with times in them
 }
-PROVENANCE = {"manifest.json", "step.json"}
+PROVENANCE = {"manifest.json", "step.json", "checksums.json"}
 SIZE = ("--data", "docstrings", "--sequences", "8", "--length", "32")
 
 

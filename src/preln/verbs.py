@@ -238,7 +238,7 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
         name=arguments.model,
     )
     if arguments.out:
-        with staged_directory(arguments.out) as folder:
+        with staged_directory(arguments.out, checksums=True) as folder:
             write_results(result, folder)
     shown = {"tasks": result["tasks"], "mean_acc": result["mean_acc"], "perplexity": result.get("perplexity")}
     shown |= {part: result[part] for part in ("strided", "generation") if part in result}

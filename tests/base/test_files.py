@@ -128,3 +128,30 @@ def test_what_a_dead_process_left_unfinished_is_cleared(tmp_path):
         assert first.exists()  # its process is alive
     files.write_json(tmp_path / "table.json", 1)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".result.mine.part", "result", "table.json"]
+
+
+def test_checksums_name_what_changed_and_leave_the_readme_alone(tmp_path):
+    """A flipped bit, a truncated and a missing file are named; an edited card is not."""
+    with files.staged_directory(tmp_path / "a", checksums=True) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "weights.bin").write_bytes(bytes(64))
+        (folder / "README.md").write_text("a card")
+    root, path = tmp_path / "a", tmp_path / "a" / "sub" / "weights.bin"
+    assert files.verify_checksums(root)
+    (root / "README.md").write_text("a better card")
+    (root / "more.txt").write_text("mine")
+    assert files.verify_checksums(root)
+    for damaged in (bytes(63) + b"\x01", bytes(32)):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"weights\.bin: was changed"):
+            files.verify_checksums(root)
+    path.unlink()
+    with pytest.raises(InputError, match=r"weights\.bin: is missing"):
+        files.verify_checksums(root)
+    files.write_json(root / files.CHECKSUMS, {"sha256": {"../b": "0"}})
+    with pytest.raises(InputError, match="outside the folder"):
+        files.verify_checksums(root)
+    files.write_json(root / files.CHECKSUMS, [])
+    with pytest.raises(InputError, match=r"checksums\.json: lists no SHA-256"):
+        files.verify_checksums(root)
+    assert not files.verify_checksums(tmp_path)

@@ -73,7 +73,7 @@ def test_what_stands_beside_the_weights(tmp_path: Path) -> None:
         pd.read_parquet(out / "training.parquet"), result.history, check_dtype=False
     )
     manifest = json.loads((out / "manifest.json").read_text())
-    assert set(manifest["files"]) == {f.name for f in out.iterdir()} - {"manifest.json"}
+    assert set(manifest["files"]) == {f.name for f in out.iterdir()} - {"manifest.json", "checksums.json"}
     assert all(sha256_file(out / name) == digest for name, digest in manifest["files"].items())
     assert manifest["recipe"]["name"] == "partial-1"
     assert manifest["head_untied"]

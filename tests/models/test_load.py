@@ -5,6 +5,7 @@ import torch
 
 from preln import load_model
 from preln.base.errors import InputError
+from preln.base.files import write_checksums
 from preln.models import model_fingerprint, tiny_model, tiny_tokenizer, token_losses
 
 pytestmark = pytest.mark.integration
@@ -152,3 +153,16 @@ def test_a_compact_checkpoint_that_disagrees_with_itself_is_refused(compact, cha
     with pytest.raises(InputError, match=message) as error:
         load_model(str(compact))
     assert "\n" not in str(error.value)
+
+
+def test_a_flipped_bit_in_a_stored_model_is_named(checkpoint):
+    write_checksums(checkpoint)
+    load_model(str(checkpoint))
+    path = checkpoint / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1  # the last bits of a weight: finite, and of the same shape
+    path.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=r"model\.safetensors: was changed since it was written"):
+        load_model(str(checkpoint))
+    (checkpoint / "checksums.json").unlink()
+    load_model(str(checkpoint))

@@ -18,6 +18,7 @@ from preln.base.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+CHECKSUMS = "checksums.json"
 PART = ".part"  # how the name of an unfinished file or folder ends
 
 
@@ -144,8 +145,45 @@ def hash_tree(folder: str | os.PathLike[str]) -> dict[str, str]:
     }
 
 
+def write_checksums(folder: str | os.PathLike[str]) -> Path:
+    """Write the SHA-256 of every file below ``folder`` into its ``checksums.json``."""
+    sums = hash_tree(folder)
+    sums.pop(CHECKSUMS, None)
+    return write_json(Path(folder) / CHECKSUMS, {"schema_version": 1, "sha256": sums})
+
+
+def verify_checksums(folder: str | os.PathLike[str]) -> bool:
+    """Whether ``folder`` holds ``checksums.json``, whose files are then all there and unchanged.
+
+    Files that it does not list, and a README, which is there to be edited, are not looked at.
+
+    Raises:
+        InputError: A listed file is missing or was changed, or the list itself is no such list.
+    """
+    root = Path(folder)
+    if not (root / CHECKSUMS).is_file():
+        return False
+    listed = read_json(root / CHECKSUMS)
+    sums = listed.get("sha256") if isinstance(listed, dict) else None
+    if not isinstance(sums, dict):
+        raise InputError(f"{root / CHECKSUMS}: lists no SHA-256: get the folder again, or remove this file")
+    for name, expected in sums.items():
+        path = (root / name).resolve()
+        if not path.is_relative_to(root.resolve()):
+            raise InputError(f"{root / CHECKSUMS}: lists {name!r}, which lies outside the folder")
+        if name == "README.md":
+            continue
+        if not path.is_file() or sha256_file(path) != expected:
+            state = "was changed since it was written" if path.is_file() else "is missing"
+            mend = f"get the folder again, or remove {CHECKSUMS} if the change was yours"
+            raise InputError(f"{root / name}: {state}: {mend}")
+    return True
+
+
 @contextlib.contextmanager
-def staged_directory(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+def staged_directory(
+    path: str | os.PathLike[str], *, replace: bool = False, checksums: bool = False
+) -> Iterator[Path]:
     """Yield a temporary sibling folder that becomes ``path`` when the block ends well.
 
     A block that raises, or a process that dies, leaves ``path`` as it was: absent, or the former folder.
@@ -153,6 +191,7 @@ def staged_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
     Args:
         path: The folder to make.
         replace: Whether an existing, non-empty ``path`` may be replaced.
+        checksums: Whether ``checksums.json`` is added, see :func:`write_checksums`.
 
     Raises:
         InputError: ``path`` exists, is not empty, and ``replace`` is false; or cannot be made.
@@ -171,6 +210,8 @@ def staged_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
     try:
         temporary.chmod(0o777 & ~_umask())
         yield temporary
+        if checksums:
+            write_checksums(temporary)
         if target.exists():
             former = temporary.with_suffix(".old")
             os.replace(target, former)

@@ -11,7 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from preln.base.errors import InputError
-from preln.base.files import read_json, write_json, write_parquet
+from preln.base.files import read_json, verify_checksums, write_json, write_parquet
 from preln.data import fingerprint
 from preln.evaluate.generation import Continuations, Embed, Prompts, compare_generation
 from preln.evaluate.harness import evaluate_tasks
@@ -130,9 +130,10 @@ def read_results(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What :func:`write_results` stored, for ``against``: the numbers, lm-eval's own, and the documents.
 
     Raises:
-        InputError: The folder holds no results, or no documents.
+        InputError: The folder holds no results, or no documents, or they were changed.
     """
     root = Path(folder)
+    verify_checksums(root)
     result = read_json(root / "results.json")
     if not (root / "documents.parquet").is_file():
         raise InputError(f"{folder}: holds no documents to compare: evaluate that model on tasks first")

@@ -109,7 +109,7 @@ def sweep_verb(
         **settings,
     )
     lines = summary(table)
-    with staged_directory(arguments.out) as staged:
+    with staged_directory(arguments.out, checksums=True) as staged:
         write_parquet(staged / "sweep.parquet", table)
         write_parquet(staged / "summary.parquet", lines)
         write_parquet(staged / "training.parquet", histories)

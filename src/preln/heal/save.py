@@ -48,7 +48,7 @@ def save_healed(
     """
     if adapter and result.adapter_config is None:
         raise InputError(f"recipe {result.manifest['recipe']['name']}: makes no adapter: use lora")
-    with staged_directory(out) as staged:
+    with staged_directory(out, checksums=True) as staged:
         if adapter:
             from safetensors.torch import save_file
 

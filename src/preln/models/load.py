@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preln.base.errors import InputError
+from preln.base.files import verify_checksums
 from preln.base.packages import cache_dir
 from preln.models.compact import is_compact, is_compact_folder, load_compact
 from preln.models.packaged import PACKAGED, convert_gguf, packaged_folder
@@ -204,6 +205,8 @@ def _from_pretrained(
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
+    if Path(location).is_dir():
+        verify_checksums(location)
     keywords = keywords | {"dtype": dtype if dtype == "auto" else getattr(_torch(), dtype)}
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -91,7 +91,7 @@ def convert_gguf(source: Path, target: Path) -> Path:
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
-    with staged_directory(target, replace=True) as staged:
+    with staged_directory(target, replace=True, checksums=True) as staged:
         save_plain(plain, staged)
         tokenizer.save_pretrained(staged)
         write_json(staged / "preln_source.json", {"gguf_sha256": sha256_file(source), "file": source.name})

@@ -15,7 +15,7 @@ def write_probe(result: ProbeResult, out: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: ``out`` exists and is not empty, or cannot be written.
     """
-    with staged_directory(out) as folder:
+    with staged_directory(out, checksums=True) as folder:
         names = ("layers", "pairs", "sequences", "resamples")
         tables = {name: getattr(result, name) for name in names}
         for name, table in tables.items():

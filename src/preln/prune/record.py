@@ -52,7 +52,7 @@ def write_scores(
         **{str(name): value for name, value in table.attrs.items()},
         **facts,
     )
-    with staged_directory(out) as folder:
+    with staged_directory(out, checksums=True) as folder:
         for name, each in {"scores": table, **(extra or {})}.items():
             write_parquet(folder / f"{name}.parquet", each)
         write_json(folder / "manifest.json", manifest)

@@ -100,7 +100,7 @@ def write_checkpoint(
     count = len(find_blocks(model)[1])
     if count != len(plan.keep):
         raise InputError(f"plan: leaves {len(plan.keep)} blocks, but the model to write has {count}")
-    with staged_directory(out) as folder:
+    with staged_directory(out, checksums=True) as folder:
         _save(model, folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
