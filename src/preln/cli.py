@@ -11,6 +11,7 @@ from pathlib import Path
 
 from preln import __version__
 from preln.base.errors import InputError
+from preln.base.files import write_json
 from preln.verbs import BAD_INPUT, DONE, INTERRUPTED, NOT_HELD, Outcome, evaluate, heal, probe, prune, score
 
 
@@ -70,6 +71,20 @@ def run(arguments: argparse.Namespace) -> Outcome:
     return summary, NOT_HELD if summary["failed_claims"] else DONE
 
 
+def estimate(arguments: argparse.Namespace) -> Outcome:
+    """Say what a study will take on a machine, without loading weights."""
+    from preln.experiment import read_study
+    from preln.experiment.estimate import estimate as size_up
+    from preln.experiment.estimate import table
+
+    overrides = {k: getattr(arguments, k) for k in ("device", "dtype", "seed") if k in arguments.given}
+    found = size_up(read_study(arguments.study).model_copy(update=overrides), arguments.hardware)
+    if arguments.out:
+        write_json(Path(arguments.out) / "estimate.json", found)
+    print(table(found))
+    return found, DONE
+
+
 def report(arguments: argparse.Namespace) -> Outcome:
     """Make the page, the figures and the tables of finished runs."""
     from preln.report import build_report
@@ -102,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.stderr.isatty():  # the libraries' own bars, which do not look
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     verbs: dict[str, Callable[[argparse.Namespace], Outcome]] = {
-        f.__name__: f for f in (verify, probe, score, prune, heal, evaluate, run, report, sources)
+        f.__name__: f for f in (verify, probe, score, prune, heal, evaluate, run, estimate, report, sources)
     }
     arguments = build_parser(__version__).parse_args(argv)
     arguments.given = {word.split("=")[0].lstrip("-") for word in (argv or sys.argv[1:])}

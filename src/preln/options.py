@@ -15,7 +15,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Name what is wrong and where help is, and exit with 2."""
-        self.exit(2, f"{self.prog}: {message}: see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}: see {self.prog} --help\n")
 
 
 def count(text: str) -> int:
@@ -277,6 +277,16 @@ def build_parser(version: str) -> Parser:
     run.add_argument("study", metavar="STUDY.yaml")
     run.add_argument("--engine", choices=("local",), default="local", help="default: %(default)s")
     run.add_argument("--dry-run", action="store_true", help="list the steps and whether they are kept")
+
+    estimate = _add(verbs, version, "estimate", "what a study will take, before it runs", model=False)
+    estimate.add_argument("study", metavar="STUDY.yaml")
+    estimate.add_argument(
+        "--hardware",
+        metavar="NAME",
+        default="here",
+        help="here (measured), cpu-2, rtx-4090, a100-40gb, a100-80gb, h100-80gb, h200, 8xh100-80gb "
+        "(default: %(default)s)",
+    )
 
     report = _add(verbs, version, "report", "one page, figures and tables from finished runs", model=False)
     report.add_argument("runs", metavar="RUN", nargs="+", help="run folders")

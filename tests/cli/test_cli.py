@@ -173,7 +173,19 @@ def test_heal_and_evaluate_in_a_row(tmp_path, corpus, capsys):
 
 
 def test_every_level_has_help_and_a_version():
-    for verb in ("", "verify", "probe", "score", "prune", "heal", "evaluate", "run", "report", "sources"):
+    for verb in (
+        "",
+        "verify",
+        "probe",
+        "score",
+        "prune",
+        "heal",
+        "evaluate",
+        "run",
+        "estimate",
+        "report",
+        "sources",
+    ):
         for flag, expected in (("--help", "usage: preln"), ("--version", "preln 0.")):
             command = [sys.executable, "-m", "preln.cli", *([verb] if verb else []), flag]
             answer = subprocess.run(

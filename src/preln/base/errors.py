@@ -9,6 +9,10 @@ from types import ModuleType
 class InputError(ValueError):
     """Bad input: the command line prints its one line and exits with 2, with nothing written."""
 
+    def __init__(self, message: object) -> None:
+        """Keep the message as one line, whatever line breaks a name or a library put into it."""
+        super().__init__(" ".join(str(message).split()))
+
 
 class MissingExtraError(InputError):
     """A package from an optional extra is not installed."""
