@@ -1,4 +1,4 @@
-# The front door: setup, demo, test, lint, check, bench, paper. Each target brings its own environment.
+# The front door: setup, demo, test, lint, check, bench, docs, paper. Each target brings its own environment.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ RUN ?= runs/quickstart
 # one thread a worker: two workers on two cores are faster than one with two threads
 TEST_WORKERS ?= 2
 
-.PHONY: setup demo test lint check bench paper clean
+.PHONY: setup demo test lint check bench docs paper clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -40,8 +40,22 @@ bench: setup
 	$(BIN)/python benchmarks/probe.py
 	$(BIN)/python benchmarks/jacobians.py
 
+# the reference of the public names, from their docstrings, and the pages' own examples, links and commands
+docs: setup
+	$(BIN)/python docs/build_api.py build/api
+	$(BIN)/python -m pytest tests/docs
+
+TEX = --no-install-recommends texlive-latex-recommended texlive-fonts-recommended lmodern latexmk
+# numbers, tables and figures from committed results, the checks of the text, the PDF, the checks of its log
 paper: setup
-	@test -f paper/main.tex || { echo "paper/main.tex: there is no paper yet: see CHANGELOG.md" >&2; exit 2; }
+	@command -v latexmk >/dev/null || \
+	  { echo "latexmk is missing: on Debian, apt-get install $(TEX)" >&2; exit 2; }
+	@$(BIN)/python -m preln.report.paper generate paper
+	@$(BIN)/python -m preln.report.paper check paper/main.tex
+	@cd paper && max_print_line=1000 latexmk -gg -pdf -interaction=nonstopmode -halt-on-error -silent main.tex >main.build \
+	  || { grep -A3 '^!' main.log >&2; exit 1; }
+	@$(BIN)/python -m preln.report.paper log paper/main.log
+	@echo paper/main.pdf
 
 clean:
 	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache

@@ -52,17 +52,19 @@ def _gate(arguments: argparse.Namespace) -> Outcome:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Carry out a study."""
-    from preln.experiment import default_out, dry_run, read_study, run_study
+    from preln.experiment import Engine, default_out, dry_run, read_study, run_study
 
     overrides = {k: getattr(arguments, k) for k in ("device", "dtype", "seed") if k in arguments.given}
     study = read_study(arguments.study).model_copy(update=overrides)
     out = arguments.out or default_out(arguments.study)
+    told = {name: getattr(arguments, name) for name in ("address", "retries", "cpus", "gpus")}
+    engine = Engine(arguments.engine, **told)
     if arguments.dry_run:
-        steps = dry_run(study, out)
+        steps = dry_run(study, out, engine)
         for step in steps:
             print(f"{step['id']}: {step['state']}")
         return {"run": str(out), "steps": steps}, DONE
-    summary = run_study(study, out)
+    summary = run_study(study, out, engine)
     for name, status in summary["verdicts"].items():
         print(f"{name}: {status}")
     for name in summary["failed_claims"]:

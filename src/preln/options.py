@@ -275,7 +275,23 @@ def build_parser(version: str) -> Parser:
 
     run = _add(verbs, version, "run", "carry out a study; the same command continues it", model=False)
     run.add_argument("study", metavar="STUDY.yaml")
-    run.add_argument("--engine", choices=("local",), default="local", help="default: %(default)s")
+    run.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="local runs one step after another; ray runs steps side by side on a cluster (default: "
+        "%(default)s)",
+    )
+    run.add_argument("--address", help="of a Ray cluster (default: one on this machine for this run)")
+    run.add_argument(
+        "--retries", type=seed, metavar="N", help="times a step is given to another worker (default: 3)"
+    )
+    run.add_argument(
+        "--cpus", type=positive, metavar="N", help="cores a step takes (default: this process's threads)"
+    )
+    run.add_argument(
+        "--gpus", type=positive, metavar="N", help="GPUs a step takes (default: 1 where the device is one)"
+    )
     run.add_argument("--dry-run", action="store_true", help="list the steps and whether they are kept")
 
     estimate = _add(verbs, version, "estimate", "what a study will take, before it runs", model=False)

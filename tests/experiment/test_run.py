@@ -21,7 +21,7 @@ from preln.experiment.export import export_run
 from preln.prune import make_plan, read_plan, score
 
 pytestmark = pytest.mark.integration
-VOLATILE = ("step.json", "manifest.json", "training.parquet", "ledger.json")
+VOLATILE = ("step.json", "manifest.json", "checksums.json", "training.parquet", "ledger.json")
 
 
 def results(run):

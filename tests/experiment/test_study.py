@@ -50,6 +50,14 @@ def test_one_hypothesis_may_be_decided_by_several_models(study_values, write_yam
         read_study(write_yaml(study_values))
 
 
+def test_a_spread_model_is_measured_and_not_healed(study_values, write_yaml):
+    study_values["device_map"] = "auto"
+    with pytest.raises(InputError, match="--shard on"):
+        read_study(write_yaml(study_values))
+    study_values["heal"] = []
+    assert read_study(write_yaml(study_values)).device_map == "auto"
+
+
 def change(values, path, value):
     values = copy.deepcopy(values)
     place = values
@@ -79,6 +87,8 @@ def change(values, path, value):
         (["heal", 0, "learning_rate"], [1e-5, -1.0], r"heal\.0\.learning_rate"),
         (["heal", 0, "learning_rate"], [1e-5, 1e-5], "would run twice"),
         (["heal", 0, "seeds"], [0, 0], "would run twice"),
+        (["prune", "metrics"], ["reverse", "block_influence", "revrese"], "revrese"),
+        (["heal", 1, "recipe"], "lroa", "lroa"),
         (["name"], None, "name"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -221,3 +222,38 @@ def staged_directory(
             os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked_file(path: str | os.PathLike[str], *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock that one process at a time can have; a process that dies gives it back.
+
+    The file is there while the lock is held or waited for, and removed afterwards.
+
+    Args:
+        path: The lock's file, in a folder that exists.
+        wait: Whether to wait for another holder.
+
+    Raises:
+        BlockingIOError: Somebody else holds it, and ``wait`` is false.
+        OSError: The file cannot be made, or its file system has no locks.
+    """
+    target = Path(path)
+    while True:
+        handle = target.open("a+")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            # the former holder removes the file: whoever waited for it holds a lock that nobody else sees
+            if target.exists() and os.path.samestat(os.fstat(handle.fileno()), target.stat()):
+                break
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            handle.close()
+            raise
+        handle.close()
+    try:
+        yield
+    finally:
+        target.unlink(missing_ok=True)
+        handle.close()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from preln.experiment.engines import Engine
 from preln.experiment.run import default_out, dry_run, run_study
 from preln.experiment.store import RunStore, Step
 from preln.experiment.study import Study, read_study
 
-__all__ = ["RunStore", "Step", "Study", "default_out", "dry_run", "read_study", "run_study"]
+__all__ = ["Engine", "RunStore", "Step", "Study", "default_out", "dry_run", "read_study", "run_study"]

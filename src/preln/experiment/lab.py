@@ -35,7 +35,8 @@ class Lab:
     @functools.cached_property
     def _loaded(self) -> tuple[Any, Any]:
         study = self.study
-        return load_model(study.model, device=study.device, dtype=study.dtype, seed=study.seed)
+        told = {} if study.device_map == "none" else {"device_map": study.device_map}
+        return load_model(study.model, device=study.device, dtype=study.dtype, seed=study.seed, **told)
 
     @property
     def model(self) -> PreTrainedModel:

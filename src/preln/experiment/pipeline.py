@@ -56,6 +56,8 @@ def _work(lab: Lab, planned: Planned) -> tuple[Callable[..., None], dict[str, An
     study, identity = lab.study, lab.identity
     data = {name: entry["sha256"] for name, entry in identity["data"].items()}
     where = {"device": study.device, "dtype": study.dtype, "seed": study.seed}
+    if study.device_map != "none":  # only then, so that what was stored before the key came stays valid
+        where["device_map"] = study.device_map
     inputs: dict[str, Any] = {"model": identity["model"]["sha256"], **where}
     partial = functools.partial
     match planned.kind:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,57 +10,52 @@ from typing import Any
 from preln.base.errors import InputError
 from preln.base.files import read_json, write_json
 from preln.base.provenance import now, provenance
+from preln.experiment.engines import LOCAL, Engine, check_engine, describing_lab, run_steps
 from preln.experiment.lab import Lab
+from preln.experiment.mirror import MirroredStore, open_store
 from preln.experiment.outline import outline
 from preln.experiment.pipeline import build_steps
 from preln.experiment.store import RunStore
 from preln.experiment.study import Study, study_text, write_study
 
 
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
-def run_study(study: Study, out: str | os.PathLike[str]) -> dict[str, Any]:
-    """Run every step of ``study`` that is not finished under ``out``, one after another.
+def run_study(study: Study, out: str | os.PathLike[str], engine: Engine = LOCAL) -> dict[str, Any]:
+    """Run every step of ``study`` that is not finished under ``out``.
 
     Args:
         study: The study; see :func:`preln.experiment.read_study`.
-        out: The run folder. It may hold an earlier, unfinished or different run of the same study.
+        out: The run folder, or an address that fsspec knows (:class:`preln.experiment.mirror.MirroredStore`).
+            It may hold an earlier, unfinished or different run of the same study.
+        engine: Where steps run; one after another in this process by default.
 
     Returns:
-        ``{"run", "steps", "ran", "reused", "seconds", "verdicts", "failed_claims"}``.
+        ``{"run", "folder", "steps", "ran", "reused", "seconds", "verdicts", "failed_claims"}``.
 
     Raises:
         InputError: The folder belongs to another study or another process, a stored file was changed, or
             the study asks for what cannot be had.
     """
-    store = RunStore(out)
+    check_engine(engine, out)
+    store = open_store(out)
+    store.open()
     _check_owner(store, study)
     begin = time.perf_counter()
-    lab = Lab(study, store)
-    lab.model  # noqa: B018  an unknown model is refused before anything is written
+    lab = describing_lab(study, store, engine)  # an unknown model is refused before anything is written
     steps = build_steps(lab)
     with store.locked():
         manifest = _open_manifest(store, study, lab)
-        ran: list[str] = []
-        for number, step in enumerate(steps, 1):
-            place = f"[{number}/{len(steps)}] {step.id}"
-            if store.is_finished(step):
-                _say(f"{place}: kept")
-                continue
-            _say(f"{place}: …")
-            seconds = store.execute(step)
-            ran.append(step.id)
-            _say(f"{place}: {seconds:.1f} s")
+        _publish(store)
+        ran = run_steps(steps, lab, out, engine)
         if ran or manifest["status"] != "finished":
             manifest |= {"status": "finished", "end": now(), "steps": [s.id for s in steps]}
             write_json(store.root / "manifest.json", manifest)
+            _publish(store)
     verdicts = []
     if study.hypotheses:
         verdicts = read_json(store.root / "decide" / "verdicts.json")["verdicts"]
     return {
         "run": str(out),
+        "folder": str(store.root),
         "steps": len(steps),
         "ran": ran,
         "reused": len(steps) - len(ran),
@@ -73,7 +67,12 @@ def run_study(study: Study, out: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def dry_run(study: Study, out: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def _publish(store: RunStore) -> None:
+    for name in ("config.yaml", "manifest.json"):
+        store.publish(name)
+
+
+def dry_run(study: Study, out: str | os.PathLike[str], engine: Engine = LOCAL) -> list[dict[str, Any]]:
     """The steps that :func:`run_study` would go through, without running any.
 
     The model and the tokens are loaded only where there are results to compare with.
@@ -84,11 +83,14 @@ def dry_run(study: Study, out: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
         InputError: See :func:`run_study`.
     """
-    store = RunStore(out)
+    store = open_store(out)
+    store.open()
     _check_owner(store, study)
+    if isinstance(store, MirroredStore):
+        store = store.listed()
     finished: set[str] = set()
     if (store.root / "manifest.json").is_file():
-        for step in build_steps(Lab(study, store)):  # what reads a step to do is to do
+        for step in build_steps(describing_lab(study, store, engine)):  # what reads a step to do is to do
             if finished.issuperset(step.needs) and store.is_finished(step):
                 finished.add(step.id)
     return [

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from preln.base.errors import InputError
-from preln.base.files import hash_tree, read_json, staged_directory, write_json
+from preln.base.files import hash_tree, locked_file, read_json, staged_directory, write_json
 
 RECORD = "step.json"
 SUPERSEDED = ".superseded"
@@ -56,6 +55,21 @@ class RunStore:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
 
+    def open(self) -> None:
+        """Make what is stored under the run's address readable here; a folder is readable as it is."""
+
+    def publish(self, name: str) -> None:
+        """Bring a file of the run folder itself to the run's address; a folder is its own."""
+
+    def gather(self, step_ids: Iterable[str]) -> None:
+        """Make finished steps readable here, whole and unchanged.
+
+        Raises:
+            InputError: One is not finished, or a file was changed or lost.
+        """
+        for step_id in step_ids:
+            self.verified(step_id)
+
     def record(self, step_id: str) -> dict[str, Any] | None:
         """The record of a finished step, or None."""
         path = self.root / step_id / RECORD
@@ -92,6 +106,10 @@ class RunStore:
         Raises:
             InputError: A stored file was changed or lost.
         """
+        return self.is_here(step)
+
+    def is_here(self, step: Step) -> bool:
+        """The same of this folder alone, wherever else the run may live."""
         record = self.record(step.id)
         if record is None or record["inputs_hash"] != self.inputs_hash(step):
             return False
@@ -101,31 +119,48 @@ class RunStore:
     def execute(self, step: Step) -> float:
         """Run a step and store its result; returns the seconds it took.
 
-        A result for other inputs is set aside under ``.superseded``, never changed.
+        A result for other inputs is set aside under ``.superseded``, never changed. Where another process
+        works on the same step, this one waits, and takes its result.
         """
-        key = self.inputs_hash(step)
-        self._set_aside(step.id)
-        workspace = self.root / WORK / f"{step.id}-{key[:12]}"
-        workspace.mkdir(parents=True, exist_ok=True)
-        begin = time.perf_counter()
-        with staged_directory(self.root / step.id) as folder:
-            step.work(folder, workspace)
-            seconds = time.perf_counter() - begin
-            write_json(
-                folder / RECORD,
-                {
-                    "id": step.id,
-                    "kind": step.kind,
-                    "status": "finished",
-                    "seconds": round(seconds, 3),
-                    "inputs_hash": key,
-                    "inputs": step.inputs,
-                    "needs": list(step.needs),
-                    "files": hash_tree(folder),
-                },
-            )
-        _remove_tree(workspace)
-        return seconds
+        with self.claimed(step.id):
+            if self.is_here(step):
+                return 0.0
+            key = self.inputs_hash(step)
+            self._set_aside(step.id)
+            workspace = self.root / WORK / f"{step.id}-{key[:12]}"
+            workspace.mkdir(parents=True, exist_ok=True)
+            begin = time.perf_counter()
+            with staged_directory(self.root / step.id) as folder:
+                step.work(folder, workspace)
+                seconds = time.perf_counter() - begin
+                write_json(
+                    folder / RECORD,
+                    {
+                        "id": step.id,
+                        "kind": step.kind,
+                        "status": "finished",
+                        "seconds": round(seconds, 3),
+                        "inputs_hash": key,
+                        "inputs": step.inputs,
+                        "needs": list(step.needs),
+                        "files": hash_tree(folder),
+                    },
+                )
+            _remove_tree(workspace)
+            return seconds
+
+    @contextlib.contextmanager
+    def claimed(self, step_id: str) -> Iterator[None]:
+        """Hold one step, after waiting for whoever else holds it; what a kill left of it is removed."""
+        (self.root / WORK).mkdir(parents=True, exist_ok=True)
+        with locked_file(self._lock(step_id)):
+            for stale in self.root.glob(".*.part"):
+                if _owner(stale) == step_id:
+                    _remove_tree(stale)
+            yield
+
+    def _lock(self, step_id: str) -> Path:
+        return self.root / WORK / f"{step_id}.lock"
 
     def _set_aside(self, step_id: str) -> None:
         folder, record = self.root / step_id, self.record(step_id)
@@ -140,28 +175,41 @@ class RunStore:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run folder for this process.
+        """Hold the run folder for this process; the steps it gives to others are held by those.
 
         Raises:
             InputError: Another process holds it, or it cannot be written.
         """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            handle = (self.root / ".lock").open("a+")
-        except OSError as error:
-            raise InputError(
-                f"{self.root}: cannot be written ({error.strerror}): name another --out"
-            ) from error
-        with handle:
+        with contextlib.ExitStack() as held:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                self.root.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked_file(self.root / ".lock", wait=False))
+                (self.root / WORK).mkdir(exist_ok=True)
+            except BlockingIOError as error:
                 raise InputError(
                     f"{self.root}: another run is writing here: wait, or name another --out"
                 ) from error
+            except OSError as error:
+                raise InputError(
+                    f"{self.root}: cannot be written ({error.strerror}): name another --out"
+                ) from error
             for stale in self.root.glob(".*.part"):  # what a killed process left behind
-                _remove_tree(stale)
+                # a worker that outlives the run that sent it still writes: its part is not stale
+                with (
+                    contextlib.suppress(BlockingIOError),
+                    locked_file(self._lock(_owner(stale)), wait=False),
+                ):
+                    _remove_tree(stale)
             yield
+
+
+def _owner(part: Path) -> str:
+    """What a temporary ``.name.random.part`` is to become.
+
+    >>> _owner(Path(".heal-lora-0.001.x7_a.part"))
+    'heal-lora-0.001'
+    """
+    return part.name.removesuffix(".part").rpartition(".")[0].removeprefix(".")
 
 
 def _remove_tree(path: Path) -> None:

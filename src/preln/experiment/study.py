@@ -136,6 +136,7 @@ class Study(Strict):
     question: str
     model: str
     device: str = "cpu"
+    device_map: Literal["auto", "none"] = "none"  # auto spreads the model over all devices, to measure it
     dtype: str = "float32"
     seed: int = 0
     theory: Literal["quick", "full", "none"] = "quick"
@@ -171,6 +172,11 @@ class Study(Strict):
                 raise ValueError(f"tasks: {name!r} is no model of this study")
             if not healed.get(name, True):
                 raise ValueError(f"tasks: the weights of {name!r} are not kept: set keep_weights: true")
+        if self.device_map != "none" and self.heal:
+            raise ValueError(
+                "device_map: a model that is spread over devices is measured, not healed: "
+                "take heal out of the study, or heal with `preln heal --shard on`"
+            )
         decided = [(h.id, h.model) for h in self.hypotheses]
         if len(set(decided)) < len(decided):
             raise ValueError("hypotheses: one is listed twice: name another model for one of them")
@@ -208,10 +214,12 @@ def read_study(path: str | os.PathLike[str]) -> Study:
     """Read a study file.
 
     Raises:
-        InputError: No such file, no YAML, an unknown key, a value out of range, a hypothesis that no
-            decision procedure knows.
+        InputError: No such file, no YAML, an unknown key, a value out of range, a criterion, a recipe or a
+            hypothesis that nothing here knows.
     """
     from preln.experiment.verdicts import STATISTICS
+    from preln.heal import get_recipe
+    from preln.prune.registry import choose_metrics
 
     source = Path(path)
     try:
@@ -228,6 +236,12 @@ def read_study(path: str | os.PathLike[str]) -> Study:
         study = Study.model_validate(_lists_to_tuples(values))
     except ValidationError as error:
         raise InputError(f"{source}: {_first_problem(error)}") from error
+    try:
+        choose_metrics(study.prune.metrics)
+        for entry in study.heal:
+            get_recipe(entry.recipe)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
     for hypothesis in study.hypotheses:
         known = STATISTICS.get(hypothesis.id)
         if known is None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from preln.base.errors import InputError
-from preln.base.files import read_json, sha256_file, write_json
+from preln.base.files import locked_file, read_json, sha256_file, write_json
 from preln.base.progress import track
 from preln.heal.examples import Examples
 from preln.heal.isolation import forward_inputs
@@ -74,7 +74,8 @@ def build_prefix(
 
     One forward pass in inference mode gives all depths (HEAL-PREFIX: while these blocks are frozen and in
     evaluation mode, training from the stored states is training the whole model). The file is filled in place
-    and takes its name when it is whole; a build that was stopped goes on at the rows that it had noted.
+    and takes its name when it is whole; a build that was stopped goes on at the rows that it had noted. Of
+    several processes that want the same file, one fills it and the others wait.
 
     Args:
         model: The model, in evaluation mode, with the weights that stay frozen.
@@ -104,8 +105,26 @@ def build_prefix(
     path, note = root / f"{label}.safetensors", root / f"{label}.json"
     if path.exists() and note.exists():
         return _reopen(path, note, own)
-    needed = prefix_bytes(examples, width, wanted, dtype)
-    _check_room(root, needed, budget)
+    root.mkdir(parents=True, exist_ok=True)
+    with locked_file(root / f".{label}.lock"):
+        if path.exists() and note.exists():  # by whom this process waited for
+            return _reopen(path, note, own)
+        _check_room(root, prefix_bytes(examples, width, wanted, dtype), budget)
+        _build(model, blocks, examples, own, path, note, batch_size)
+        return Prefix(path, wanted, _open(path, wanted, shape, dtype, shared=False))
+
+
+def _build(
+    model: PreTrainedModel,
+    blocks: Sequence[nn.Module],
+    examples: Examples,
+    own: dict[str, Any],
+    path: Path,
+    note: Path,
+    batch_size: int,
+) -> None:
+    """Fill a file, or what a build that was stopped has left of it, and give it its name."""
+    wanted, shape, dtype = own["depths"], own["shape"], own["dtype"]
     partial, progress = path.with_suffix(".partial"), path.with_suffix(".progress.json")
     done = 0
     if partial.exists() and progress.exists():
@@ -115,7 +134,7 @@ def build_prefix(
         _create(partial, wanted, shape, dtype)
     maps = _open(partial, wanted, shape, dtype, shared=True)
     starts = list(range(done, len(examples), batch_size))
-    for start in track(starts, label=label, total=len(starts)):
+    for start in track(starts, label=path.stem, total=len(starts)):
         rows = range(start, min(start + batch_size, len(examples)))
         _fill(model, blocks, examples.take(rows), maps, rows)
         if rows[-1] + 1 - done >= _FLUSH and rows[-1] + 1 < len(examples):
@@ -127,7 +146,6 @@ def build_prefix(
     write_json(note, {"identity": own, "sha256": sha256_file(partial)})
     os.replace(partial, path)
     progress.unlink(missing_ok=True)
-    return Prefix(path, wanted, _open(path, wanted, shape, dtype, shared=False))
 
 
 def _reopen(path: Path, note: Path, own: dict[str, Any]) -> Prefix:
@@ -148,7 +166,6 @@ def _reopen(path: Path, note: Path, own: dict[str, Any]) -> Prefix:
 
 
 def _check_room(root: Path, needed: int, budget: int | None) -> None:
-    root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free
     limit = free if budget is None else min(free, budget)
     if needed > limit:

@@ -13,6 +13,7 @@ from preln.base.files import verify_checksums
 from preln.base.packages import cache_dir
 from preln.models.compact import is_compact, is_compact_folder, load_compact
 from preln.models.packaged import PACKAGED, convert_gguf, packaged_folder
+from preln.models.spread import settle
 from preln.models.tiny import tiny_model, tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def load_model(
     dtype: str = "float32",
     attn_implementation: str | None = None,
     seed: int = 0,
+    device_map: str | dict[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal model, in evaluation mode, and its tokenizer.
 
@@ -157,9 +159,12 @@ def load_model(
         dtype: ``float32``, ``float64``, ``bfloat16``, ``float16``, or ``auto`` for the checkpoint's own.
         attn_implementation: ``eager``, ``sdpa``, …; None for transformers' choice.
         seed: For the weights of ``tiny:`` models.
+        device_map: Where each part of a checkpoint goes (accelerate), in place of ``device``: ``auto``, or a
+            device for every module. For measuring: a model that is spread is not trained.
 
     Raises:
-        InputError: Unknown model, unreachable hub, incomplete or non-finite weights, an encoder-decoder.
+        InputError: Unknown model, unreachable hub, incomplete or non-finite weights, an encoder-decoder; a
+            part that no device has room for.
     """
     check_device(device)
     check_dtype(dtype)
@@ -173,11 +178,13 @@ def load_model(
         model = model if dtype == "auto" else model.to(getattr(_torch(), dtype))
     else:
         keywords = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-        spread = {"device_map": "auto"} if device == "auto" else {}
+        spread = {"device_map": device_map or "auto"} if device_map or device == "auto" else {}
         model, tokenizer = _from_pretrained(_locate(spec), spec, dtype, keywords | spread)
+    if device_map or device == "auto":
+        settle(model, spec)
     check_finite(model, spec)
     placed: Any = model
-    return (placed if device == "auto" else placed.to(device)).eval(), tokenizer
+    return (placed if device_map or device == "auto" else placed.to(device)).eval(), tokenizer
 
 
 def _torch() -> Any:

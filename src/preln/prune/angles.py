@@ -15,7 +15,7 @@ def angles(x: Float[Tensor, "*b d"], y: Float[Tensor, "*b d"]) -> Float[Tensor, 
     """Angle over pi, in [0, 1], in float32 or wider; 1/2 where a state is zero.
 
     ``2 atan2(|a - b|, |a + b|)`` on unit vectors a, b keeps its digits at every angle (Kahan 2006), where the
-    arccos of a bfloat16 cosine is 0 for every angle under 0.1 rad.
+    arccos of a bfloat16 cosine is 0 for every angle up to 1/16 rad.
 
     >>> x = torch.tensor([1.0, 0.0])
     >>> angles(x, torch.tensor([0.0, 3.0])).item(), round(angles(x, torch.tensor([1.0, 1e-5])).item(), 8)
