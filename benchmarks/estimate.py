@@ -16,7 +16,7 @@ from typing import Any
 
 from preln.base.files import read_json
 from preln.experiment import read_study
-from preln.experiment.estimate import estimate
+from preln.experiment.estimate.estimate import estimate
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST = 2.0

@@ -26,8 +26,8 @@ import torch
 from preln import load_model, load_tokens
 from preln.base.memory import peak_bytes, reset_peak
 from preln.heal import Cache, Examples, TrainingSettings, sweep, train
-from preln.heal.examples import IGNORED
-from preln.heal.prepare import prepare
+from preln.heal.preparing.prepare import prepare
+from preln.heal.rows.examples import IGNORED
 from preln.models import drop_blocks
 
 CPU = torch.device("cpu")

@@ -27,13 +27,13 @@ import torch.nn.functional as F
 
 from preln import load_model, load_tokens
 from preln.heal import Cache, Examples, TrainingSettings, as_examples, get_recipe
-from preln.heal.cache import frozen_depth
-from preln.heal.cost import Operations, operations
-from preln.heal.optimizers import make_optimizer
-from preln.heal.prepare import prepare
-from preln.heal.shapes import Product
-from preln.heal.step import Stepper
-from preln.heal.teacher import Teacher
+from preln.heal.cost.operations import Operations, operations
+from preln.heal.cost.shapes import Product
+from preln.heal.prefix.cache import frozen_depth
+from preln.heal.preparing.prepare import prepare
+from preln.heal.training.optimizers import make_optimizer
+from preln.heal.training.step import Stepper
+from preln.heal.training.teacher import Teacher
 from preln.models import drop_blocks, find_blocks
 from preln.models.tail import Tail
 

@@ -76,8 +76,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
 def estimate(arguments: argparse.Namespace) -> Outcome:
     """Say what a study will take on a machine, without loading weights."""
     from preln.experiment import read_study
-    from preln.experiment.estimate import estimate as size_up
-    from preln.experiment.estimate import table
+    from preln.experiment.estimate.estimate import estimate as size_up
+    from preln.experiment.estimate.estimate import table
 
     overrides = {k: getattr(arguments, k) for k in ("device", "dtype", "seed") if k in arguments.given}
     found = size_up(read_study(arguments.study).model_copy(update=overrides), arguments.hardware)

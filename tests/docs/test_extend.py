@@ -14,7 +14,7 @@ import torch
 
 from preln import heal
 from preln.cli import main
-from preln.heal import recipes
+from preln.heal.options import recipes
 from preln.models.residual import on_blocks
 from preln.prune.registry import CRITERIA
 from preln.testing import checks, gate

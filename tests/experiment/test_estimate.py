@@ -13,13 +13,13 @@ from preln.base.errors import InputError
 from preln.base.files import read_json
 from preln.cli import main
 from preln.experiment import read_study
-from preln.experiment.estimate import estimate, seconds, side_by_side, table
-from preln.experiment.hardware import HARDWARE, Hardware, find_hardware
+from preln.experiment.estimate.estimate import estimate, seconds, side_by_side, table
+from preln.experiment.estimate.hardware import HARDWARE, Hardware, find_hardware
+from preln.experiment.estimate.scoring_load import alone, gathering
+from preln.experiment.estimate.task_tokens import TASKS, task_tokens
+from preln.experiment.estimate.workload import Load, Windows, backward, forward, left_out, shape_of
 from preln.experiment.outline import outline
 from preln.experiment.published import published_table, read_published
-from preln.experiment.scoring_load import alone, gathering
-from preln.experiment.task_tokens import TASKS, task_tokens
-from preln.experiment.workload import Load, Windows, backward, forward, left_out, shape_of
 from preln.models import tiny_model
 from preln.models.configs import table as configs
 from preln.prune import leave_one_out, score
@@ -230,7 +230,7 @@ def test_what_does_not_fit_one_device_says_so_and_how_to_mend_it():
 
 
 def test_side_by_side_waits_for_what_a_step_needs(quickstart):
-    from preln.experiment.estimate import Row
+    from preln.experiment.estimate.estimate import Row
 
     def row(name, spent, devices=1):
         return Row(name, "heal", 0.0, 0.0, 0.0, 0.0, 0.0, spent, devices, True, ())

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from preln.experiment.decisions import status
-from preln.experiment.healed import best, healed
-from preln.experiment.healing_statistics import (
+from preln.experiment.statistics.decisions import status
+from preln.experiment.statistics.healed import best, healed
+from preln.experiment.statistics.healing import (
     heal_cost,
     partial_fair,
     partial_in_time,
@@ -20,8 +20,8 @@ from preln.experiment.healing_statistics import (
     reverse_healed,
     tail_order,
 )
-from preln.experiment.shift_statistics import tail_shift
-from preln.experiment.statistics import MissingData
+from preln.experiment.statistics.registry import MissingData
+from preln.experiment.statistics.shift import tail_shift
 from preln.experiment.study import Healing, healed_name
 
 N, SEEDS, STEPS = 6, 3, 4

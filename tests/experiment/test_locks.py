@@ -56,8 +56,8 @@ def test_a_lock_is_one_processes_at_a_time_also_as_its_file_comes_and_goes(tmp_p
 def test_two_that_want_the_same_stored_states_fill_them_once(tmp_path, monkeypatch):
     import torch
 
-    from preln.heal import prefix
-    from preln.heal.examples import as_examples
+    from preln.heal.prefix import states as prefix
+    from preln.heal.rows.examples import as_examples
 
     model, _ = load_model("tiny:llama:2")
     examples = as_examples(torch.randint(0, 50, (12, 8), generator=torch.Generator().manual_seed(0)))

@@ -7,20 +7,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from preln.experiment.decisions import Measured, as_row, spearman, status
-from preln.experiment.depth_statistics import (
+from preln.experiment.statistics.damage import (
+    last_block,
+    predicts_first_order,
+    reverse_raw,
+)
+from preln.experiment.statistics.decisions import Measured, as_row, spearman, status
+from preln.experiment.statistics.depth import (
     hidden_attenuation,
     norm_sigma,
     param_attenuation,
     variance_share,
 )
-from preln.experiment.loss_statistics import (
-    last_block,
-    predicts_first_order,
-    reverse_raw,
-)
-from preln.experiment.losses import damages
-from preln.experiment.statistics import STATISTICS
+from preln.experiment.statistics.losses import damages
+from preln.experiment.statistics.registry import STATISTICS
 
 N = 6
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from preln.base.errors import InputError
-from preln.heal.adapters import copy_into
-from preln.heal.prepare import Prepared, finish, prepare
-from preln.heal.quantise import dequantised_weight, quantise
-from preln.heal.recipes import override
+from preln.heal.options.recipes import override
+from preln.heal.preparing.adapters import copy_into
+from preln.heal.preparing.prepare import Prepared, finish, prepare
+from preln.heal.preparing.quantise import dequantised_weight, quantise
 from preln.models import ARCHITECTURES, tiny_model
 
 from .helpers import random_tokens

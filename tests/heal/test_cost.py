@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from preln.base.errors import InputError
 from preln.heal import Cache, Examples, TrainingSettings, get_recipe, override
-from preln.heal.cost import Operations, operations, prefix_operations
-from preln.heal.examples import IGNORED
-from preln.heal.prefix import build_prefix
-from preln.heal.prepare import prepare
-from preln.heal.shapes import block_shape
-from preln.heal.step import Stepper
-from preln.heal.teacher import Teacher
+from preln.heal.cost.operations import Operations, operations, prefix_operations
+from preln.heal.cost.shapes import block_shape
+from preln.heal.prefix.states import build_prefix
+from preln.heal.preparing.prepare import prepare
+from preln.heal.rows.examples import IGNORED
+from preln.heal.training.step import Stepper
+from preln.heal.training.teacher import Teacher
 from preln.models import ARCHITECTURES, drop_blocks, find_blocks, tiny_model
 from preln.testing.checks.cost import NAMES, SHAPES, cost
 from preln.theory.cost import operations as formula

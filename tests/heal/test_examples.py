@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from preln.base.errors import InputError
 from preln.data import fingerprint
 from preln.heal import as_examples
-from preln.heal.examples import IGNORED, Examples, batch_rows
-from preln.heal.packing import forward_inputs
+from preln.heal.rows.examples import IGNORED, Examples, batch_rows
+from preln.heal.rows.packing import forward_inputs
 from preln.models import tiny_model, tiny_tokenizer
 
 from .helpers import random_tokens

@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from preln.base.errors import InputError
 from preln.heal import get_recipe, trainable_parameters, trainable_shapes
-from preln.heal.layout import Seam, adapted_modules, find_seams, trained_blocks
-from preln.heal.parts import layout
-from preln.heal.prepare import prepare
+from preln.heal.preparing.layout import Seam, adapted_modules, find_seams, trained_blocks
+from preln.heal.preparing.parts import layout
+from preln.heal.preparing.prepare import prepare
 from preln.models import ARCHITECTURES, drop_blocks, tiny_model
 
 FORMS = ["head", "partial-2", "full", "lora", "dora", "qlora", "uidl", "distill", "seam", "rate-40"]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from preln.base.errors import InputError
 from preln.heal import TrainingSettings, override, train
-from preln.heal.examples import batch_rows
+from preln.heal.rows.examples import batch_rows
 from preln.models import drop_blocks, tiny_model
 
 from .helpers import random_tokens, settings

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import preln
 from preln.base.errors import InputError
 from preln.heal import apply_trained, train
-from preln.heal.examples import batch_rows
+from preln.heal.rows.examples import batch_rows
 from preln.models import tiny_model, tiny_tokenizer, token_losses
 from preln.models.through import states_at
 

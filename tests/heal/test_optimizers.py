@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from preln.heal import TrainingSettings
-from preln.heal.optimizers import make_optimizer
+from preln.heal.training.optimizers import make_optimizer
 
 EIGHT = {"steps": 5, "learning_rate": 1e-2, "weight_decay": 0.1, "optimizer": "paged_adamw_8bit"}
 

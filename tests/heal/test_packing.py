@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from preln.base.errors import InputError
-from preln.heal import isolation
-from preln.heal.examples import IGNORED, Examples
-from preln.heal.packing import forward_inputs, isolates, pack, padded, plan_windows
-from preln.heal.rows import Encoded
+from preln.heal.rows import isolation
+from preln.heal.rows.encode import Encoded
+from preln.heal.rows.examples import IGNORED, Examples
+from preln.heal.rows.packing import forward_inputs, isolates, pack, padded, plan_windows
 from preln.models import ARCHITECTURES, tiny_model
 
 # those whose code takes neither positions nor a mask of its own: they are trained on padded rows

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from preln.base.errors import InputError
-from preln.heal import prefix as module
 from preln.heal import train
-from preln.heal.cache import Cache
-from preln.heal.examples import as_examples
-from preln.heal.prefix import build_prefix, prefix_bytes
-from preln.heal.prepare import prepare
-from preln.heal.student import Student
+from preln.heal.prefix import states as module
+from preln.heal.prefix.cache import Cache
+from preln.heal.prefix.states import build_prefix, prefix_bytes
+from preln.heal.preparing.prepare import prepare
+from preln.heal.rows.examples import as_examples
+from preln.heal.training.student import Student
 from preln.models import find_blocks, tiny_model
 from preln.models.tiny import ARCHITECTURES
 
@@ -204,7 +204,7 @@ SCRIPT = """
 import sys, time, torch
 torch.set_num_threads(1)
 from preln.heal import prefix
-from preln.heal.examples import as_examples
+from preln.heal.rows.examples import as_examples
 from preln.models import tiny_model
 from tests.heal.helpers import random_tokens
 prefix._FLUSH = 4

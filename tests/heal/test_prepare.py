@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from preln.base.errors import InputError
-from preln.heal.prepare import Prepared, finish, prepare
-from preln.heal.recipes import get_recipe, override
-from preln.heal.teacher import Teacher, distillation_loss, seam_loss
+from preln.heal.options.recipes import get_recipe, override
+from preln.heal.preparing.prepare import Prepared, finish, prepare
+from preln.heal.training.teacher import Teacher, distillation_loss, seam_loss
 from preln.models import drop_blocks, find_blocks, is_tied, tiny_model
 from preln.models.through import states_at
 

@@ -4,8 +4,8 @@ import pytest
 
 from preln.base.errors import InputError
 from preln.heal import get_recipe, recipe_names
-from preln.heal.recipe import LLAMA_LINEAR, LLAMA_MLP
-from preln.heal.recipes import by_rate
+from preln.heal.options.recipe import LLAMA_LINEAR, LLAMA_MLP
+from preln.heal.options.recipes import by_rate
 
 REASSESS = ("head", "partial-1", "partial-2", "partial-3", "partial-7", "lora", "qlora")
 

@@ -19,8 +19,8 @@ from preln.heal import (
     trainable_parameters,
     trainable_shapes,
 )
-from preln.heal.prepare import finish, prepare
-from preln.heal.recipes import override
+from preln.heal.options.recipes import override
+from preln.heal.preparing.prepare import finish, prepare
 from preln.models import tiny_model
 
 from .helpers import random_tokens, settings

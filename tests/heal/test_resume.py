@@ -72,7 +72,7 @@ def test_the_comparison_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Without the optimizer's moments the continued run must differ: the bits compared do depend on them."""
     undisturbed = run("partial-1", None)
     stopped_run("partial-1", tmp_path / "c", at=5)
-    monkeypatch.setattr("preln.heal.loop.restore_optimizer", lambda *a: None)
+    monkeypatch.setattr("preln.heal.training.loop.restore_optimizer", lambda *a: None)
     assert not equal(run("partial-1", tmp_path / "c").trained, undisturbed.trained)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from preln.base.errors import InputError
-from preln.heal.rows import IGNORED, Encoded, encode_rows
+from preln.heal.rows.encode import IGNORED, Encoded, encode_rows
 from preln.models import tiny_tokenizer
 
 ALPACA = {"instruction": "Add.", "input": "1 2", "output": "3"}

@@ -11,7 +11,7 @@ import pytest
 
 from preln.base.errors import InputError, MissingExtraError
 from preln.heal import Cache, heal_model, train
-from preln.heal.run_log import run_log
+from preln.heal.training.run_log import run_log
 from preln.models import tiny_model
 
 from .helpers import random_tokens, settings
@@ -141,7 +141,7 @@ def test_the_bar_says_loss_speed_and_time_left(monkeypatch):
 
 
 def test_the_size_of_stored_states_is_said_first_and_once(tmp_path, capsys, monkeypatch):
-    from preln.heal import cache as module
+    from preln.heal.prefix import cache as module
 
     build = module.build_prefix
 

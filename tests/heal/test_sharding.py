@@ -14,13 +14,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import preln.heal.loop as loop_module
+import preln.heal.training.loop as loop_module
 from preln.base.errors import InputError
 from preln.heal import as_examples, get_recipe, override, train
-from preln.heal.prepare import prepare
-from preln.heal.sharding import clip_gradients, part_groups, wants_shards, without_weights
-from preln.heal.step import Stepper
-from preln.heal.workers import Workers, own_device
+from preln.heal.preparing.prepare import prepare
+from preln.heal.preparing.sharding import clip_gradients, part_groups, wants_shards, without_weights
+from preln.heal.training.step import Stepper
+from preln.heal.training.workers import Workers, own_device
 from preln.models import model_fingerprint, tiny_model
 
 from .helpers import random_tokens, settings
@@ -43,10 +43,10 @@ SCRIPT = """
 import json, os, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
-import preln.heal.sharding as sharding
+import preln.heal.preparing.sharding as sharding
 from tests.heal.test_sharding import CASES, Stopped, measured, stop_at, tight
 from preln.heal import Cache, heal_model
-from preln.heal.step import Stepper
+from preln.heal.training.step import Stepper
 from preln.models import tiny_model, tiny_tokenizer
 folder = Path(sys.argv[1])
 rank = int(os.environ["RANK"])

@@ -52,7 +52,7 @@ def test_every_run_equals_the_same_run_by_itself(tmp_path):
 
 
 def test_one_pass_serves_all_recipes_with_a_frozen_prefix(tmp_path, monkeypatch):
-    from preln.heal import prefix
+    from preln.heal.prefix import states as prefix
 
     filled = []
     fill = prefix._fill

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from preln.base.errors import InputError
-from preln.heal.teacher import Teacher, distillation_loss, seam_loss
+from preln.heal.training.teacher import Teacher, distillation_loss, seam_loss
 from preln.models import drop_blocks, find_blocks, tiny_model
 from preln.models.through import states_at
 

@@ -14,7 +14,7 @@ import torch
 
 from preln.base.errors import InputError
 from preln.heal import train
-from preln.heal.step import Stepper
+from preln.heal.training.step import Stepper
 from preln.models import tiny_model
 
 from .helpers import random_tokens, settings

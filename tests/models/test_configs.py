@@ -7,7 +7,7 @@ import math
 import pytest
 
 from preln.base.errors import InputError
-from preln.heal.layout import trainable_parameters
+from preln.heal.preparing.layout import trainable_parameters
 from preln.models import drop_blocks, tiny_model
 from preln.models.configs import meta_model, read_config, table
 

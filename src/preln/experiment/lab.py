@@ -11,7 +11,7 @@ from preln.data import describe, fingerprint, load_tokens
 from preln.experiment.store import WORK, RunStore
 from preln.experiment.study import Data, HealRun, Study, healed_name
 from preln.heal import Cache, apply_trained, get_recipe
-from preln.heal.cache import frozen_depth
+from preln.heal.prefix.cache import frozen_depth
 from preln.models import anatomy, drop_blocks, load_model, model_fingerprint
 from preln.prune import read_plan
 

@@ -12,8 +12,8 @@ import pandas as pd
 from preln.base.files import write_json, write_parquet
 from preln.evaluate import evaluate_tasks, perplexity, write_results
 from preln.experiment.lab import Lab
-from preln.experiment.losses import DENSE_ROW, damages
 from preln.experiment.outline import made_by
+from preln.experiment.statistics.losses import DENSE_ROW, damages
 from preln.experiment.study import DENSE, HealRun, Hypothesis, healed_name
 from preln.heal import get_recipe, train
 from preln.models import anatomy, view
@@ -182,7 +182,7 @@ def model_by_name(lab: Lab, name: str) -> Any:
 
 def decide_step(lab: Lab, folder: Path, _work: Path, *, hypotheses: tuple[Hypothesis, ...]) -> None:
     """Decide every hypothesis of the study from the stored tables: ``verdicts.json``."""
-    from preln.experiment.verdicts import decide
+    from preln.experiment.statistics.verdicts import decide
 
     verdicts = [decide(hypothesis, lab) for hypothesis in hypotheses]
     write_json(folder / "verdicts.json", {"verdicts": verdicts})

@@ -217,7 +217,7 @@ def read_study(path: str | os.PathLike[str]) -> Study:
         InputError: No such file, no YAML, an unknown key, a value out of range, a criterion, a recipe or a
             hypothesis that nothing here knows.
     """
-    from preln.experiment.verdicts import STATISTICS
+    from preln.experiment.statistics.verdicts import STATISTICS
     from preln.heal import get_recipe
     from preln.prune.registry import choose_metrics
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 from preln.base.checkpoints import Checkpoints
 from preln.base.rooms import callable_room
 from preln.heal.api import HealResult, apply_trained, heal, heal_model, train
-from preln.heal.cache import Cache
-from preln.heal.examples import Examples, as_examples
-from preln.heal.isolation import forward_inputs, isolates
-from preln.heal.layout import trainable_parameters, trainable_shapes
-from preln.heal.packing import pack
-from preln.heal.recipe import Adapter, Recipe
-from preln.heal.recipes import by_rate, get_recipe, override, recipe_names, register
+from preln.heal.options.recipe import Adapter, Recipe
+from preln.heal.options.recipes import by_rate, get_recipe, override, recipe_names, register
+from preln.heal.options.settings import TrainingSettings
+from preln.heal.prefix.cache import Cache
+from preln.heal.preparing.layout import trainable_parameters, trainable_shapes
+from preln.heal.rows.examples import Examples, as_examples
+from preln.heal.rows.isolation import forward_inputs, isolates
+from preln.heal.rows.packing import pack
 from preln.heal.save import model_card, save_healed
-from preln.heal.settings import TrainingSettings
 from preln.heal.sweep import summary, sweep
-from preln.heal.teacher import Teacher
+from preln.heal.training.teacher import Teacher
 
 __all__ = [
     "Adapter",

@@ -17,21 +17,21 @@ from preln.base.checkpoints import Checkpoints
 from preln.base.errors import InputError
 from preln.base.memory import peak_bytes, reset_peak
 from preln.base.provenance import provenance
-from preln.heal.cache import Cache
-from preln.heal.examples import Examples, as_examples
-from preln.heal.isolation import isolates
-from preln.heal.loop import fit
-from preln.heal.prepare import finish, prepare
-from preln.heal.recipes import Recipe, get_recipe
+from preln.heal.options.recipes import Recipe, get_recipe
+from preln.heal.options.settings import TrainingSettings
+from preln.heal.prefix.cache import Cache
+from preln.heal.preparing.prepare import finish, prepare
+from preln.heal.preparing.sharding import shard as shard_blocks
+from preln.heal.preparing.sharding import wants_shards, without_weights
 from preln.heal.record import COLUMNS, HealResult, apply_trained, identity_of, outcome_of
-from preln.heal.run_log import check_log, run_log
+from preln.heal.rows.examples import Examples, as_examples
+from preln.heal.rows.isolation import isolates
 from preln.heal.save import check_target, save_healed
-from preln.heal.settings import TrainingSettings
-from preln.heal.sharding import shard as shard_blocks
-from preln.heal.sharding import wants_shards, without_weights
-from preln.heal.step import make_passes
-from preln.heal.teacher import Teacher
-from preln.heal.workers import Workers
+from preln.heal.training.loop import fit
+from preln.heal.training.run_log import check_log, run_log
+from preln.heal.training.step import make_passes
+from preln.heal.training.teacher import Teacher
+from preln.heal.training.workers import Workers
 from preln.models import model_fingerprint
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def train(
 
     Args:
         model: A causal language model of transformers, as a rule a pruned one.
-        tokens: Token ids ``[n, T]``, or rows (see :func:`preln.heal.examples.as_examples`).
+        tokens: Token ids ``[n, T]``, or rows (see :func:`preln.heal.rows.examples.as_examples`).
         validation: The same kinds of data, held out; measured, never trained on.
         recipe: Name or recipe.
         settings: Budget and optimizer; the recipe's own if None.
@@ -80,10 +80,10 @@ def train(
         packed: Whether windows hold several short rows, which attention does not cross, or one each, padded.
         template: ``alpaca``, ``chat`` (the tokenizer's own) or ``auto``; the recipe's if None.
         shard: With several processes, whether each holds a part of the blocks instead of all: ``on``, ``off``
-            or ``auto`` (:func:`preln.heal.sharding.wants_shards`).
+            or ``auto`` (:func:`preln.heal.preparing.sharding.wants_shards`).
         device: Where the copy trains; where the model is if None. A model on the CPU that is sharded goes to
             a GPU one block at a time.
-        log: ``none``, ``tensorboard`` or ``trackio`` (:func:`preln.heal.run_log.run_log`).
+        log: ``none``, ``tensorboard`` or ``trackio`` (:func:`preln.heal.training.run_log.run_log`).
         log_folder: Where it goes.
         fingerprint: :func:`preln.models.model_fingerprint` of the model, if it is known already.
 

@@ -13,10 +13,10 @@ import yaml
 from preln.base.errors import InputError
 from preln.base.files import staged_directory, write_json, write_parquet
 from preln.base.provenance import provenance
-from preln.heal.recipe import Recipe
-from preln.heal.recipes import get_recipe, override
+from preln.heal.options.recipe import Recipe
+from preln.heal.options.recipes import get_recipe, override
 from preln.heal.sweep import read_grid, read_value, summary, sweep
-from preln.heal.workers import own_device
+from preln.heal.training.workers import own_device
 from preln.models.layers import parse_layers, sort_halves
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from preln.heal.examples import Examples
-from preln.heal.loop import Fit
-from preln.heal.prepare import Prepared, finish, prepare
-from preln.heal.recipe import Recipe
-from preln.heal.settings import TrainingSettings
-from preln.heal.step import Stepper
+from preln.heal.options.recipe import Recipe
+from preln.heal.options.settings import TrainingSettings
+from preln.heal.preparing.prepare import Prepared, finish, prepare
+from preln.heal.rows.examples import Examples
+from preln.heal.training.loop import Fit
+from preln.heal.training.step import Stepper
 from preln.models import model_fingerprint
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from preln.base.errors import InputError
 from preln.base.files import hash_tree, staged_directory, write_json, write_parquet, write_text
-from preln.heal.recipes import Recipe
+from preln.heal.options.recipes import Recipe
 
 if TYPE_CHECKING:
     from preln.heal.record import HealResult

@@ -18,10 +18,10 @@ from preln.base.errors import InputError
 from preln.base.files import read_json, write_json
 from preln.base.stats import bootstrap_interval
 from preln.heal.api import Rows, train
-from preln.heal.cache import Cache, frozen_depth
-from preln.heal.examples import as_examples
-from preln.heal.recipe import Recipe
-from preln.heal.recipes import get_recipe
+from preln.heal.options.recipe import Recipe
+from preln.heal.options.recipes import get_recipe
+from preln.heal.prefix.cache import Cache, frozen_depth
+from preln.heal.rows.examples import as_examples
 from preln.models import find_blocks, model_fingerprint
 
 if TYPE_CHECKING:

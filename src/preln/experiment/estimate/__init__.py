@@ -1,0 +1,1 @@
+"""What a study takes on named hardware, from its text alone."""

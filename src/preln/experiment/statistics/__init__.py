@@ -1,0 +1,1 @@
+"""From stored tables to numbers that decide hypotheses, and to verdicts."""

@@ -1,0 +1,1 @@
+"""What a recipe is: its parts and settings, the registry, the published presets."""

@@ -1,0 +1,1 @@
+"""States in front of the blocks that train, computed once and kept."""

@@ -1,0 +1,1 @@
+"""From a recipe to a model whose right parameters train, on one device or several."""

@@ -1,0 +1,1 @@
+"""From texts, instructions and token ids to rows that train, packed or padded."""

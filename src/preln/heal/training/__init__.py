@@ -1,0 +1,1 @@
+"""The loop, its steps and losses, and the processes that share it."""
