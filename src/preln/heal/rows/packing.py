@@ -63,8 +63,8 @@ def pack(rows: Sequence[Encoded], length: int, *, pad: int = 0) -> Examples:
     """Whole rows packed into windows of at most ``length`` tokens, padded on the right.
 
     Nothing is lost but what :meth:`preln.heal.rows.encode.Encoded.pieces` cuts. The first token of a row is
-    not supervised: nothing of its own row comes before it. Where no window holds two rows, the outcome is that of
-    :func:`padded`.
+    not supervised: nothing of its own row comes before it. Where no window holds two rows, the outcome is
+    that of :func:`padded`.
 
     Raises:
         InputError: No row has a supervised token.
