@@ -60,6 +60,7 @@ def test_a_study_runs_keeps_and_reruns_only_what_changed(study_values, write_yam
     assert set(first["verdicts"]) == {h["id"] for h in study_values["hypotheses"]}
     manifest = json.loads((undisturbed / "manifest.json").read_text())
     assert manifest["status"] == "finished"
+    assert not (undisturbed / ".work" / "prefix").exists()
     before = hash_tree(undisturbed)
 
     second = run_study(study, undisturbed)

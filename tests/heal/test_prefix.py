@@ -203,7 +203,7 @@ def test_depths_that_are_not_there_are_refused(depths, message, tmp_path):
 SCRIPT = """
 import sys, time, torch
 torch.set_num_threads(1)
-from preln.heal import prefix
+from preln.heal.prefix import states as prefix
 from preln.heal.rows.examples import as_examples
 from preln.models import tiny_model
 from tests.heal.helpers import random_tokens

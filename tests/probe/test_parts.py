@@ -164,7 +164,7 @@ def test_half_precision_is_reduced_in_float32():
 def test_the_folder_of_a_probe(tmp_path):
     result = probe_tables(tiny_model("gpt2", blocks=2), ids(), batch_size=2)
     out = write_probe(result, tmp_path / "probe")
-    names = ["layers.parquet", "manifest.json", "pairs.parquet", "sequences.parquet"]
+    names = ["checksums.json", "layers.parquet", "manifest.json", "pairs.parquet", "sequences.parquet"]
     assert sorted(p.name for p in out.iterdir()) == names
     layers = pd.read_parquet(out / "layers.parquet")
     pd.testing.assert_frame_equal(layers, result.layers, check_dtype=False)

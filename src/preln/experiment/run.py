@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from preln.experiment.lab import Lab
 from preln.experiment.mirror import MirroredStore, open_store
 from preln.experiment.outline import outline
 from preln.experiment.pipeline import build_steps
-from preln.experiment.store import RunStore
+from preln.experiment.store import WORK, RunStore
 from preln.experiment.study import Study, study_text, write_study
 
 
@@ -50,6 +51,7 @@ def run_study(study: Study, out: str | os.PathLike[str], engine: Engine = LOCAL)
             manifest |= {"status": "finished", "end": now(), "steps": [s.id for s in steps]}
             write_json(store.root / "manifest.json", manifest)
             _publish(store)
+        shutil.rmtree(store.root / WORK / "prefix", ignore_errors=True)  # stored states, of use to runs alone
     verdicts = []
     if study.hypotheses:
         verdicts = read_json(store.root / "decide" / "verdicts.json")["verdicts"]
