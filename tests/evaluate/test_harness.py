@@ -5,6 +5,7 @@ import math
 import random
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -200,3 +201,19 @@ def test_real_rows_run_where_they_are_at_hand(tiny):
     result = evaluate(*tiny, ["piqa", "arc_easy", "winogrande", "mmlu_anatomy"], limit=2, source="folder")
     assert [row["n"] for row in result["tasks"].values()] == [2, 2, 2, 2]
     assert result["source"]["mmlu_anatomy"]["split"] == "test"
+
+
+def test_tasks_may_have_limits_of_their_own(tiny, rows_folder):
+    model, tokenizer = tiny
+    names = ["piqa", "winogrande"]
+    mixed = evaluate_tasks(model, tokenizer, names, source=rows_folder, limit={"piqa": 3})["documents"]
+    some, whole = (
+        evaluate_tasks(model, tokenizer, names, source=rows_folder, limit=limit)["documents"]
+        for limit in (3, None)
+    )
+    wanted = pd.concat([some[some["task"] == "piqa"], whole[whole["task"] == "winogrande"]])
+    pd.testing.assert_frame_equal(mixed, wanted.reset_index(drop=True))
+    with pytest.raises(InputError, match="'boolq' is none of the tasks"):
+        evaluate_tasks(model, tokenizer, names, source=rows_folder, limit={"boolq": 3})
+    with pytest.raises(InputError, match="at least 1"):
+        evaluate_tasks(model, tokenizer, names, source=rows_folder, limit={"piqa": 0})

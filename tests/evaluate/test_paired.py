@@ -15,6 +15,7 @@ from preln.evaluate.paired import (
     groups_of,
     holm,
     mcnemar,
+    mean_difference,
 )
 
 
@@ -205,3 +206,13 @@ def test_a_single_document_shows_no_spread():
     row = compare_documents(_frame(t=[1]), _frame(t=[0])).iloc[0]
     assert np.isnan(row["low"])
     assert row["difference"] == -1.0
+
+
+@pytest.mark.parametrize("groups", [None, {"both": ["easy", "hard"]}])
+def test_the_mean_difference_is_the_last_row_of_the_table(groups):
+    first, second = _two()
+    last = compare_documents(first, second, groups=groups, seed=3).iloc[-1]
+    value, draws, count = mean_difference(first, second, groups=groups, seed=3)
+    assert (value, count) == (pytest.approx(last["difference"]), last["n"])
+    assert np.quantile(draws, [0.025, 0.975]).tolist() == pytest.approx([last["low"], last["high"]])
+    assert mean_difference(first, first)[0] == 0.0

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from preln.experiment.sections import Healing, Pruning, healed_name
 from preln.experiment.statistics.decisions import status
 from preln.experiment.statistics.healed import best, healed
 from preln.experiment.statistics.healing import (
@@ -22,7 +23,6 @@ from preln.experiment.statistics.healing import (
 )
 from preln.experiment.statistics.registry import MissingData
 from preln.experiment.statistics.shift import tail_shift
-from preln.experiment.study import Healing, healed_name
 
 N, SEEDS, STEPS = 6, 3, 4
 HARD = np.linspace(0, 5, N)  # sequences differ far more than recipes do
@@ -37,7 +37,7 @@ class Run:
         self.root, self.entries = root, []
         self.study = SimpleNamespace(
             seed=0,
-            prune=SimpleNamespace(metrics=("reverse", "random"), drop=(2,), probe=("reverse-2",)),
+            prune=Pruning(metrics=("reverse", "random"), drop=(2,), probe=("reverse-2",)),
             heal_runs=(),
         )
 

@@ -4,7 +4,7 @@ import pytest
 
 from preln.base.errors import InputError
 from preln.experiment import read_study
-from preln.experiment.study import study_text
+from preln.experiment.study_file import study_text
 
 
 def test_a_study_reads_and_resolves_to_itself(study_values, write_yaml, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from preln.base.rooms import callable_room
 from preln.evaluate.api import evaluate, read_results, write_results
 from preln.evaluate.generation import Continuations, compare_generation, write_on
+from preln.evaluate.gold import gold_bits
 from preln.evaluate.harness import REASSESSING, SUITES, evaluate_tasks
 from preln.evaluate.paired import compare_documents, compare_results, compare_several
 from preln.evaluate.perplexity import LossResult, perplexity
@@ -27,6 +28,7 @@ __all__ = [
     "evaluate",
     "evaluate_tasks",
     "evaluate_variants",
+    "gold_bits",
     "load_sentence_encoder",
     "loss_by_position",
     "perplexity",

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ def evaluate_tasks(
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[str],
     *,
-    limit: int | float | None = None,
+    limit: int | float | Mapping[str, int] | None = None,
     batch_size: int = 8,
     source: str | os.PathLike[str] = "auto",
     seed: int = 0,
@@ -39,7 +39,8 @@ def evaluate_tasks(
         model: A causal language model of transformers, pruned or not; it is left as it was.
         tokenizer: Its tokenizer; a copy is used.
         tasks: Names of lm-eval tasks, groups or tags.
-        limit: The first so many documents of each task (of each subject, in a group); a share when below 1.
+        limit: The first so many documents of each task (of each subject, in a group); a share when below 1;
+            or counts by name, where tasks that are not named run whole.
         batch_size: Requests in one forward pass.
         source: Where the known benchmarks' rows come from, see ``preln.data.locate``.
         seed: For tasks that draw few-shot examples or sample text.
@@ -99,7 +100,7 @@ def _run(
     tokenizer: PreTrainedTokenizerBase,
     loaded: LoadedTasks,
     *,
-    limit: int | float | None,
+    limit: int | float | Mapping[str, int] | None,
     batch_size: int,
 ) -> dict[str, Any]:
     """lm-eval's evaluator over the loaded tasks, with the model's mode kept."""
@@ -113,15 +114,32 @@ def _run(
         wrapped = wrapper(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
         # evaluate, not simple_evaluate: the latter asks the hub for the model and runs system commands
         run: Any = evaluate
-        return dict(run(wrapped, task_dict=loaded.tasks, limit=limit, bootstrap_iters=1000))
+        chosen = {"samples": _chosen(loaded, limit)} if isinstance(limit, Mapping) else {"limit": limit}
+        return dict(run(wrapped, task_dict=loaded.tasks, bootstrap_iters=1000, **chosen))
     finally:
         model.train(was_training)
 
 
-def check_counts(limit: int | float | None, batch_size: int) -> None:
+def _chosen(loaded: LoadedTasks, limits: Mapping[str, int]) -> dict[str, list[int]]:
+    """Documents by single task, as lm-eval takes them."""
+    if unknown := [name for name in limits if name not in loaded.reported]:
+        raise InputError(f"limit: {unknown[0]!r} is none of the tasks: name {', '.join(loaded.reported)}")
+    found = {}
+    for name in loaded.reported:
+        for leaf in leaves(name, loaded.tasks):
+            count = len(loaded.tasks["tasks"][leaf].eval_docs)
+            found[leaf] = list(range(min(count, limits.get(name, count))))
+    return found
+
+
+def check_counts(limit: int | float | Mapping[str, int] | None, batch_size: int) -> None:
     """Refuse counts that lm-eval would misread."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
+    if isinstance(limit, Mapping):
+        for each in limit.values():
+            check_counts(each, batch_size)
+        return
     if limit is None:
         return
     whole = not isinstance(limit, bool) and isinstance(limit, int) and limit >= 1

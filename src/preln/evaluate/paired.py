@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,15 +55,9 @@ def compare_documents(
     Raises:
         InputError: The two frames hold different documents, or no task has the metric.
     """
-    pairs = _pair(first, second, metric)
-    tasks = _regroup(list(dict.fromkeys(pairs["task"])), groups or {})
     rows, resamples = [], []
-    streams = np.random.SeedSequence(seed).spawn(len(tasks))
     tails = [(1.0 - level) / 2.0, (1.0 + level) / 2.0]
-    for (name, members), stream in zip(tasks.items(), streams, strict=True):
-        part: Any = pairs[pairs["task"].isin(members)]
-        differences = (part["second"] - part["first"]).to_numpy(np.float64)
-        means = _resampled_means(differences, draws, np.random.default_rng(stream))
+    for name, part, differences, means in _by_task(first, second, metric, groups, draws, seed):
         rows.append(_row(name, part, differences, np.quantile(means, tails)))
         resamples.append(means)
     total: Any = pd.DataFrame(rows, columns=_COLUMNS)
@@ -75,6 +69,43 @@ def compare_documents(
         | {"first_only": better, "second_only": worse, "p": mcnemar(better, worse)}
     )
     return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def mean_difference(
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    *,
+    metric: str = "acc",
+    groups: Mapping[str, Sequence[str]] | None = None,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, Floats, int]:
+    """The last row of :func:`compare_documents`: the difference, its resamples, and how many documents.
+
+    Raises:
+        InputError: See :func:`compare_documents`.
+    """
+    parts = list(_by_task(first, second, metric, groups, draws, seed))
+    value = float(np.mean([differences.mean() for _, _, differences, _ in parts]))
+    return value, np.mean([means for *_, means in parts], axis=0), sum(len(part) for _, part, _, _ in parts)
+
+
+def _by_task(
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    metric: str,
+    groups: Mapping[str, Sequence[str]] | None,
+    draws: int,
+    seed: int,
+) -> Iterator[tuple[str, Any, Floats, Floats]]:
+    """Each task's name, pairs, differences, and resampled means of these, from a stream of its own."""
+    pairs = _pair(first, second, metric)
+    tasks = _regroup(list(dict.fromkeys(pairs["task"])), groups or {})
+    streams = np.random.SeedSequence(seed).spawn(len(tasks))
+    for (name, members), stream in zip(tasks.items(), streams, strict=True):
+        part: Any = pairs[pairs["task"].isin(members)]
+        differences = (part["second"] - part["first"]).to_numpy(np.float64)
+        yield name, part, differences, _resampled_means(differences, draws, np.random.default_rng(stream))
 
 
 def compare_results(first: Mapping[str, Any], second: Mapping[str, Any], **settings: Any) -> pd.DataFrame:

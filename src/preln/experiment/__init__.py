@@ -5,6 +5,8 @@ from __future__ import annotations
 from preln.experiment.engines import Engine
 from preln.experiment.run import default_out, dry_run, run_study
 from preln.experiment.store import RunStore, Step
-from preln.experiment.study import Study, read_study
+from preln.experiment.study import Study
+from preln.experiment.study_file import read_study, study_schema
 
-__all__ = ["Engine", "RunStore", "Step", "Study", "default_out", "dry_run", "read_study", "run_study"]
+__all__ = ["Engine", "RunStore", "Step", "Study", "default_out", "dry_run", "read_study", "run_study",
+           "study_schema"]  # fmt: skip

@@ -6,11 +6,13 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preln.base.errors import InputError
 from preln.base.files import read_json
-from preln.data import describe, fingerprint, load_tokens
+from preln.data import describe, fingerprint, load_rows, load_tokens
+from preln.experiment.sections import Data, HealRun, Rows, healed_name
 from preln.experiment.store import WORK, RunStore
-from preln.experiment.study import Data, HealRun, Study, healed_name
-from preln.heal import Cache, apply_trained, get_recipe
+from preln.experiment.study import Study
+from preln.heal import Cache, Examples, apply_trained, as_examples, get_recipe
 from preln.heal.prefix.cache import frozen_depth
 from preln.models import anatomy, drop_blocks, load_model, model_fingerprint
 from preln.prune import read_plan
@@ -54,11 +56,14 @@ class Lab:
         return anatomy(self.model).num_blocks
 
     @functools.cached_property
-    def tokens(self) -> dict[str, Tensor]:
-        """Token windows ``[n, T]`` of every data set of the study, by name."""
-        found = {}
+    def tokens(self) -> dict[str, Any]:
+        """Every data set of the study by name: token windows ``[n, T]``, or examples made from rows."""
+        found: dict[str, Tensor | Examples] = {}
         for name in Data.model_fields:
             spec = getattr(self.study.data, name)
+            if isinstance(spec, Rows):
+                found[name] = self._examples(name, spec)
+                continue
             found[name] = load_tokens(
                 spec.source,
                 self.tokenizer,
@@ -69,6 +74,27 @@ class Lab:
             )
         return found
 
+    def _examples(self, name: str, spec: Rows) -> Examples:
+        """The first windows that the rows of a source make, in their order by hash."""
+        rows = load_rows(
+            spec.rows, split=spec.split, limit=spec.sequences * max(1, spec.length // 8), seed=spec.seed
+        )
+        examples = as_examples(
+            rows,
+            tokenizer=self.tokenizer,
+            length=spec.length,
+            name=f"data.{name}",
+            packed=spec.packed,
+            template=spec.template,
+            supervise=spec.supervise,
+        )
+        if len(examples) < spec.sequences:
+            raise InputError(
+                f"data.{name}: the rows of {spec.rows} make {len(examples)} windows of {spec.length} "
+                f"tokens, not {spec.sequences}: ask for fewer or shorter ones, or name a larger source"
+            )
+        return examples.take(range(spec.sequences))
+
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """Hashes of the model and of every data set: what results depend on beside the study's text."""
@@ -77,9 +103,9 @@ class Lab:
             "model": {"name": study.model, "sha256": model_fingerprint(self.model)},
             "data": {
                 name: {
-                    "source": describe(getattr(study.data, name).source),
-                    "sha256": fingerprint(tokens),
-                    "shape": list(tokens.shape),
+                    "source": describe(_source(getattr(study.data, name))),
+                    "sha256": _fingerprint(tokens),
+                    "shape": list(_ids(tokens).shape),
                 }
                 for name, tokens in self.tokens.items()
             },
@@ -119,3 +145,15 @@ class Lab:
     def path(self, step: str, file: str) -> Path:
         """A file of a finished step."""
         return self.store.root / step / file
+
+
+def _source(spec: Any) -> str:
+    return spec.rows if isinstance(spec, Rows) else spec.source
+
+
+def _ids(tokens: Tensor | Examples) -> Tensor:
+    return tokens.input_ids if isinstance(tokens, Examples) else tokens
+
+
+def _fingerprint(tokens: Tensor | Examples) -> str:
+    return tokens.fingerprint() if isinstance(tokens, Examples) else fingerprint(tokens)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from preln.experiment import asking
 from preln.experiment import steps as work
 from preln.experiment.lab import Lab
 from preln.experiment.outline import Planned, outline
@@ -21,12 +22,15 @@ _ROOMS = {
     "score": ("base", "models", "data", "prune"),
     "damage": ("base", "models", "data", "prune"),
     "prune": ("base", "models", "data", "prune", "evaluate"),
+    "jacobians": ("base", "closed_form", "models", "linops", "data", "probe"),
     "shift": ("base", "closed_form", "models", "data", "prune", "probe"),
     "heal": ("base", "models", "data", "prune", "heal", "evaluate"),
     "evaluate": ("base", "models", "data", "prune", "heal", "evaluate"),
+    "answer": ("base", "models", "data", "prune", "heal", "evaluate"),
+    "write": ("base", "models", "data", "prune", "heal", "evaluate"),
     "decide": ("base", "experiment"),
 }
-_OWN = ("steps.py", "lab.py")
+_OWN = ("steps.py", "asking.py", "lab.py")
 
 
 @functools.cache
@@ -70,12 +74,19 @@ def _work(lab: Lab, planned: Planned) -> tuple[Callable[..., None], dict[str, An
             return work.score_step, inputs
         case "damage":
             return work.damage_step, inputs | {"evaluation": data["evaluation"]}
+        case "jacobians":
+            windows = study.jacobians
+            assert windows is not None  # only then has a study this step
+            inputs |= {"calibration": data["calibration"], "windows": windows}
+            return partial(work.jacobians_step, windows=windows), inputs
         case "prune":
-            if depends_on_size(planned.metric):
+            cut = planned.cut
+            assert cut is not None  # the outline gives every prune step its cut
+            if depends_on_size(cut.metric):
                 inputs["calibration"] = data["calibration"]
-            inputs |= {"evaluation": data["evaluation"], "metric": planned.metric, "drop": planned.drop}
-            inputs["protect"] = study.prune.protect
-            return partial(work.prune_step, metric=planned.metric, drop=planned.drop), inputs
+            inputs |= {"evaluation": data["evaluation"], "metric": cut.metric, "drop": cut.drop}
+            inputs["protect"] = cut.protect
+            return partial(work.prune_step, cut=cut), inputs
         case "shift":
             inputs["calibration"] = data["calibration"]
             return partial(work.shift_step, pruned=planned.model), inputs
@@ -90,7 +101,17 @@ def _work(lab: Lab, planned: Planned) -> tuple[Callable[..., None], dict[str, An
             tasks = study.tasks
             assert tasks is not None  # only studies with tasks have this step
             inputs |= {"tasks": list(tasks.names), "limit": tasks.limit}
-            return partial(work.evaluate_step, name=planned.model), inputs
+            return partial(asking.evaluate_step, name=planned.model), inputs
+        case "answer":
+            asked = study.answers
+            assert asked is not None  # only studies with answers have this step
+            inputs |= {"groups": {k: list(v) for k, v in asked.groups.items()}, "limit": asked.limit}
+            return partial(asking.answer_step, name=planned.model), inputs
+        case "write":
+            writing = study.writing
+            assert writing is not None  # only studies with writing have this step
+            inputs |= {"evaluation": data["evaluation"], **writing.model_dump(exclude={"models"})}
+            return partial(asking.write_step, name=planned.model), inputs
         case "decide":
             listed = [hypothesis.model_dump() for hypothesis in study.hypotheses]
             function = partial(work.decide_step, hypotheses=study.hypotheses)

@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from preln.base.errors import InputError
-from preln.experiment.study import Strict
+from preln.experiment.sections import Strict
 from preln.heal import get_recipe
 from preln.prune import CRITERIA
 

@@ -15,6 +15,7 @@ from preln.base.provenance import package_versions
 from preln.experiment.engines import Engine, say
 from preln.experiment.lab import Lab
 from preln.experiment.ray_worker import Order, carry_out, gather
+from preln.experiment.sections import Resources
 from preln.experiment.store import Step
 from preln.experiment.study import Study
 
@@ -181,9 +182,13 @@ def resources(study: Study, kind: str, engine: Engine) -> tuple[float, float]:
     import torch
 
     placed = study.device_map != "none" or study.device == "auto" or study.device.startswith("cuda")
-    wants = placed and kind != "verify"
-    gpus = (1.0 if wants else 0.0) if engine.gpus is None else engine.gpus * (kind != "verify")
-    return torch.get_num_threads() if engine.cpus is None else engine.cpus, gpus
+    named: dict[str, Resources] = dict(study.resources)  # pyright: ignore
+    own = named.get(kind, Resources())
+    usual = 1.0 if placed else 0.0
+    wanted = usual if engine.gpus is None else engine.gpus
+    gpus = own.gpus if own.gpus is not None else wanted * (kind != "verify")
+    cpus = torch.get_num_threads() if engine.cpus is None else engine.cpus
+    return cpus if own.cpus is None else own.cpus, gpus
 
 
 def _check_room(ray: Any, steps: list[Step], lab: Lab, engine: Engine) -> None:

@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 
 from preln.base.files import write_json, write_parquet
-from preln.evaluate import evaluate_tasks, perplexity, write_results
+from preln.evaluate import perplexity
 from preln.experiment.lab import Lab
-from preln.experiment.outline import made_by
+from preln.experiment.sections import Cut, HealRun, Hypothesis
 from preln.experiment.statistics.losses import DENSE_ROW, damages
-from preln.experiment.study import DENSE, HealRun, Hypothesis, healed_name
 from preln.heal import get_recipe, train
 from preln.models import anatomy, view
 from preln.probe import probe_tables, write_probe
@@ -54,9 +53,16 @@ def damage_step(lab: Lab, folder: Path, _work: Path) -> None:
     write_parquet(folder / "damage.parquet", damages(table, seed=lab.study.seed))
 
 
-def prune_step(lab: Lab, folder: Path, _work: Path, *, metric: str, drop: int) -> None:
+def jacobians_step(lab: Lab, folder: Path, _work: Path, *, windows: int) -> None:
+    """Measure sigma(J - I) of every block on the first calibration windows, as a probe of its own."""
+    tokens = lab.tokens["calibration"][:windows]
+    told = {"batch_size": 1, "seed": lab.study.seed, "pairs": False}
+    write_probe(probe_tables(lab.model, tokens, measures=["update_sigma"], **told), folder)
+
+
+def prune_step(lab: Lab, folder: Path, _work: Path, *, cut: Cut) -> None:
     """Choose blocks by one metric, and measure the model without them: ``plan.yaml``, ``result.json``."""
-    protect = lab.study.prune.protect
+    metric, protect, drop = cut.metric, cut.protect, cut.count(lab.num_blocks)
     if depends_on_size(metric):  # the stored scores are for a size of their own
         told = {"seed": lab.study.seed, "size": drop, "protect": protect}
         scores = score(lab.model, lab.tokens["calibration"], [metric], **told)
@@ -110,14 +116,7 @@ def heal_step(lab: Lab, folder: Path, work: Path, *, pruned: str, run: HealRun) 
 
     before = lab.result(f"prune-{pruned}")
     recipe, entry = get_recipe(run.recipe), run.entry
-    settings = recipe.settings_for(
-        steps=entry.steps,
-        batch_size=entry.batch_size,
-        learning_rate=run.learning_rate,
-        checkpoint_every=entry.checkpoint_every,
-        eval_every=entry.eval_every,
-        seed=run.seed,
-    )
+    settings = recipe.settings_for(**entry.settings(), learning_rate=run.learning_rate, seed=run.seed)
     result = train(
         lab.pruned(pruned),
         lab.tokens["healing"],
@@ -157,27 +156,6 @@ def heal_step(lab: Lab, folder: Path, work: Path, *, pruned: str, run: HealRun) 
             "perplexity": measured.as_dict()["perplexity"],
         },
     )
-
-
-def evaluate_step(lab: Lab, folder: Path, _work: Path, *, name: str) -> None:
-    """Put one model of the study through the tasks: ``results.json``, lm-eval's own file beside it."""
-    tasks = lab.study.tasks
-    assert tasks is not None  # only studies with tasks have this step
-    result = evaluate_tasks(
-        model_by_name(lab, name), lab.tokenizer, tasks.names, limit=tasks.limit, seed=lab.study.seed
-    )
-    write_results({**result, "model": made_by(lab.study, name)}, folder)
-
-
-def model_by_name(lab: Lab, name: str) -> Any:
-    """The unpruned, a pruned or a healed model of the study."""
-    if name == DENSE:
-        return lab.model
-    for run in lab.study.heal_runs:
-        for pruned in run.models:
-            if healed_name(pruned, run) == name:
-                return lab.healed(pruned, run)
-    return lab.pruned(name)
 
 
 def decide_step(lab: Lab, folder: Path, _work: Path, *, hypotheses: tuple[Hypothesis, ...]) -> None:

@@ -19,8 +19,9 @@ from preln.experiment.estimate.workload import (
     forward,
     shape_of,
 )
-from preln.experiment.outline import DENSE, Planned, made_by
-from preln.experiment.study import Study, Tokens, healed_name, pruned_name
+from preln.experiment.outline import DENSE, Planned
+from preln.experiment.sections import Tokens
+from preln.experiment.study import Study
 from preln.models import drop_blocks
 from preln.prune import CRITERIA, depends_on_size
 
@@ -28,11 +29,26 @@ from preln.prune import CRITERIA, depends_on_size
 # committed run on two cores: the theorems under the quick profile, bootstrap and tables of a step, lm-eval's
 # start, a verdict. The full profile is assumed to take four times the quick one.
 VERIFY = {"quick": 33.0, "full": 132.0}
-FIXED = {"probe": 2.5, "shift": 1.0, "score": 0.3, "damage": 0.3, "prune": 0.2, "heal": 0.5, "evaluate": 2.0}
+FIXED = {
+    "probe": 2.5,
+    "jacobians": 1.0,
+    "answer": 2.0,
+    "write": 2.0,
+    "shift": 1.0,
+    "score": 0.3,
+    "damage": 0.3,
+    "prune": 0.2,
+    "heal": 0.5,
+    "evaluate": 2.0,
+}
 VERDICT = 0.2
 LIBRARIES = {"cpu": 0.9e9, "gpu": 0.6e9}
 CHUNK = 2**25  # logits held at once (preln.models.tail)
 _SKETCH = 8  # rows of the gradient sketches of a probe
+# mean tokens of a prompt with its answer (counted with SmolLM2's tokenizer, 100 documents each)
+_GOLD = {"jeopardy": 228, "naturalqs": 124, "lambada": 78, "coqa": 555, "drop": 1894, "gsm8k": 911,
+         "minerva_prealgebra": 860, "minerva_algebra": 899, "humaneval": 211}  # fmt: skip
+_RITZ = 24.0  # products with J and with its transpose for a block's sigma (derived: Lanczos steps)
 _SIGMA = 60.0  # times that a norm's exact sigma reads its vector (derived from its iterations)
 
 
@@ -113,6 +129,15 @@ class Desk:
         load, memory = self._probing(small, norms=False)
         return Demand(step, load + Load(moved=2 * small.bytes), self.base + small.bytes + memory)
 
+    def _jacobians(self, step: Planned) -> Demand:
+        """Each block forward and back again and again, a window at a time."""
+        spec = self.study.data.calibration
+        rows = Windows(self.study.jacobians or 0, spec.length, 1)
+        once = forward(self.shape, rows, heads=0.0) + backward(self.shape, rows, weights=False)
+        kept = rows.together * self.shape.blocks * self.shape.wide * self.shape.size
+        load = forward(self.shape, rows) + once * (1.5 * _RITZ)
+        return Demand(step, load, self.base + kept + self.logits(rows.together))
+
     def _score(self, step: Planned) -> Demand:
         size = max(1, round(self.shape.blocks / 4))
         return self._scoring(step, self.study.prune.metrics, size)
@@ -137,27 +162,50 @@ class Desk:
 
     def _prune(self, step: Planned) -> Demand:
         rows = self.windows(self.study.data.evaluation)
-        small = self.shape.without(step.drop)
-        load, memory = forward(small, rows), self.logits(rows.together, chunked=False)
-        if depends_on_size(step.metric):
-            again = self._scoring(step, (step.metric,), step.drop)
+        cut = step.cut
+        assert cut is not None  # the outline gives every prune step its cut
+        drop = cut.count(self.shape.blocks)
+        load, memory = forward(self.shape.without(drop), rows), self.logits(rows.together, chunked=False)
+        if depends_on_size(cut.metric):
+            again = self._scoring(step, (cut.metric,), drop)
             load, memory = load + again.load, max(memory, again.memory - self.base)
         return Demand(step, load, self.base + memory)
 
+    def _asked(self, step: Planned) -> tuple[Shape, Load, float]:
+        """The model that a step asks, the work of making it, and its bytes beside the unpruned one."""
+        if step.model == DENSE:
+            return self.shape, Load(), 0.0
+        copies = 1 + (self.study.origin(step.model)[1] is not None)
+        shape = self.shape.without(self._drop(step.model))
+        return shape, Load(moved=2 * shape.bytes * copies), shape.bytes * copies
+
+    def _answer(self, step: Planned) -> Demand:
+        asked = self.study.answers
+        assert asked is not None  # only studies with answers have this step
+        shape, load, memory = self._asked(step)
+        for name in (task for names in asked.groups.values() for task in names):
+            load += forward(shape, Windows(asked.limit, _GOLD[name], 4))
+        memory += self.logits(4.0 * max(_GOLD.values()), chunked=False)
+        return Demand(step, load, self.base + memory, notes=("tokens of known answers: means of SmolLM2's",))
+
+    def _write(self, step: Planned) -> Demand:
+        asked = self.study.writing
+        assert asked is not None  # only studies with writing have this step
+        shape, load, memory = self._asked(step)
+        load += forward(shape, Windows(asked.prompts, asked.prompt_tokens, 8))
+        load += forward(shape, Windows(asked.prompts * asked.new_tokens, 1, 8))
+        return Demand(step, load, self.base + memory + self.logits(8.0 * asked.prompt_tokens))
+
     def _evaluate(self, step: Planned) -> Demand:
-        tasks, shape, extra = self.study.tasks, self.shape, Load()
+        tasks = self.study.tasks
         assert tasks is not None  # only studies with tasks have this step
-        memory = 0.0
-        if step.model != DENSE:
-            healed = made_by(self.study, step.model).startswith("heal-")
-            shape = shape.without(self._drop(step.model))
-            extra = Load(moved=2 * shape.bytes * (1 + healed))
-            memory = shape.bytes * (1 + healed)
-        load, longest, guessed = extra, 0, []
+        shape, load, memory = self._asked(step)
+        longest, guessed = 0, []
         for name in tasks.names:
             known = task_tokens(name)
-            requests = known.evaluated(tasks.limit) * known.requests
-            length = known.total(tasks.limit) / requests
+            limit = tasks.limit_of(name)
+            requests = known.evaluated(limit) * known.requests
+            length = known.total(limit) / requests
             load += forward(shape, Windows(requests, length, 8))
             longest = max(longest, known.longest)
             guessed += [] if known.measured else [name]
@@ -167,12 +215,8 @@ class Desk:
 
     def _drop(self, model: str) -> int:
         """How many blocks a pruned or healed model of the study lacks."""
-        study = self.study
-        for run in study.heal_runs:
-            for name in run.models:
-                if model == healed_name(name, run):
-                    return self._drop(name)
-        return next(n for m in study.prune.metrics for n in study.prune.drop if pruned_name(m, n) == model)
+        pruned, _ = self.study.origin(model)
+        return self.study.cut(pruned).count(self.shape.blocks) if pruned else 0
 
     def _heal(self, step: Planned) -> Demand:
         run = step.run

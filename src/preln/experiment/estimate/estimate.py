@@ -105,10 +105,8 @@ def estimate(study: Study, hardware: str | Hardware = HERE) -> dict[str, Any]:
     machine = hardware if isinstance(hardware, Hardware) else find_hardware(hardware, dtype)
     machine.rate(dtype)  # refused before anything is counted
     desk = Desk(study, meta_model(known.config, dtype), machine.kind, machine.memory * ROOM)
-    if max(study.prune.drop) >= desk.shape.blocks:
-        raise InputError(
-            f"prune.drop: {max(study.prune.drop)} of {desk.shape.blocks} blocks: remove fewer than all"
-        )
+    if (most := max(cut.count(desk.shape.blocks) for cut in study.prune.cuts)) >= desk.shape.blocks:
+        raise InputError(f"prune.drop: {most} of {desk.shape.blocks} blocks: remove fewer than all")
     plan = outline(study)
     rows = [_row(desk.demand(step), machine, dtype) for step in plan]
     before = seconds(desk.loading(), machine, dtype)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from preln.experiment.estimate.training_load import FOUR_BITS, Training, training, update
 from preln.experiment.estimate.workload import TABLES, Demand, Load, Shape, Windows, forward
 from preln.experiment.outline import Planned
-from preln.experiment.study import HealRun
+from preln.experiment.sections import HealRun
 from preln.heal import get_recipe
 from preln.heal.cost.operations import prefix_operations
 from preln.heal.prefix.cache import frozen_depth
@@ -26,9 +26,7 @@ class HealingDemand:
         self.desk, self.step, self.run, self.small, self.shape = desk, step, run, small, shape
         entry, data = run.entry, desk.study.data
         self.recipe = get_recipe(run.recipe)
-        told = {"steps": entry.steps, "batch_size": entry.batch_size, "eval_every": entry.eval_every}
-        told |= {"checkpoint_every": entry.checkpoint_every}
-        self.settings = self.recipe.settings_for(**told).resolved(data.healing.sequences)
+        self.settings = self.recipe.settings_for(**entry.settings()).resolved(data.healing.sequences)
         self._set_portion(self.settings.batch_size // self.settings.gradient_accumulation)
         count = shape.blocks
         self.drop = list(range(count, desk.shape.blocks)) if self.recipe.needs_drop else None

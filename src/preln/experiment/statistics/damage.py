@@ -16,7 +16,6 @@ from preln.experiment.statistics.registry import (
     resampled_means,
     statistic,
 )
-from preln.experiment.study import pruned_name
 
 if TYPE_CHECKING:
     from preln.experiment.lab import Lab
@@ -56,8 +55,7 @@ def gap_to_best(lab: Lab, steps: dict[str, str], first: str, evidence: list[str]
 )
 def reverse_raw(lab: Lab) -> Measured:
     """Reverse order against the best of the other metrics, before healing, at the first number of blocks."""
-    drop = lab.study.prune.drop[0]
-    steps = {metric: f"prune-{pruned_name(metric, drop)}" for metric in lab.study.prune.metrics}
+    steps = {metric: f"prune-{name}" for metric, name in lab.study.prune.alike().items()}
     return gap_to_best(lab, steps, "reverse", [f"{step}/sequences.parquet" for step in steps.values()])
 
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from preln.base.stats import resample_indices
+from preln.experiment.sections import HealRun, healed_name
 from preln.experiment.statistics.registry import MissingData
-from preln.experiment.study import HealRun, healed_name
 
 if TYPE_CHECKING:
     from preln.experiment.lab import Lab

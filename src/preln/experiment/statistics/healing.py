@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from preln.experiment.sections import healed_name
 from preln.experiment.statistics.damage import gap_to_best
 from preln.experiment.statistics.decisions import Measured
 from preln.experiment.statistics.healed import Healed, best, healed
 from preln.experiment.statistics.registry import MissingData, statistic
-from preln.experiment.study import healed_name, pruned_name
 
 if TYPE_CHECKING:
     from preln.experiment.lab import Lab
@@ -32,13 +32,12 @@ MEMORY_MARGIN = 1.1  # how much more memory still counts as about the same
 )
 def reverse_healed(lab: Lab) -> Measured:
     """Reverse order against the best of the other metrics, after the run that healed most of them."""
-    drop = lab.study.prune.drop[0]
     most: dict[str, str] = {}
     for run in lab.study.heal_runs:
         steps = {
-            metric: f"heal-{healed_name(pruned_name(metric, drop), run)}"
-            for metric in lab.study.prune.metrics
-            if pruned_name(metric, drop) in run.models
+            metric: f"heal-{healed_name(name, run)}"
+            for metric, name in lab.study.prune.alike().items()
+            if name in run.models
         }
         most = steps if len(steps) > len(most) else most
     return gap_to_best(lab, most, "reverse", [f"{step}/sequences.parquet" for step in most.values()])

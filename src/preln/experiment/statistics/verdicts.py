@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from preln.experiment.sections import Hypothesis
+
 # imported for their registrations
-from preln.experiment.statistics import damage, depth, healing, shift
+from preln.experiment.statistics import alike, damage, depth, healing, kept, shift
 from preln.experiment.statistics.decisions import as_row
 from preln.experiment.statistics.registry import STATISTICS, MissingData
-from preln.experiment.study import Hypothesis
 
 if TYPE_CHECKING:
     from preln.experiment.lab import Lab
 
-__all__ = ["STATISTICS", "damage", "decide", "depth", "healing", "shift"]
+__all__ = ["STATISTICS", "alike", "damage", "decide", "depth", "healing", "kept", "shift"]
 
 
 def decide(hypothesis: Hypothesis, lab: Lab) -> dict[str, Any]:
