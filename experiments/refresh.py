@@ -3,6 +3,7 @@
 Usage: python experiments/refresh.py runs/quickstart
        python experiments/refresh.py --probe runs/smollm2-probe     (the folder of a `preln probe`)
        python experiments/refresh.py --healing runs/healing         (a run of experiments/healing/*.yaml)
+       python experiments/refresh.py --study runs/uidl-smollm2-135m  (a run of any other study)
        python experiments/refresh.py --scores runs/smollm2-scores   (of a `preln score --damage`)
 """
 
@@ -19,7 +20,8 @@ import pandas as pd
 from preln.base.errors import InputError
 from preln.base.files import read_json, write_text
 from preln.experiment.export import export_run
-from preln.report import build_report, healing_study, probe_page, selection
+from preln.experiment.published import published_table, read_published
+from preln.report import beside_published, build_report, findings, healing_study, probe_page, selection
 from preln.report.jacobian_figures import jacobian_bounds, logit_lens
 from preln.report.load import load_run
 from preln.report.markdown import fill, refresh_readme
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED_RUN = "reassessing-smollm2-135m"  # the run that repeats the published comparison
 PICTURES = ("depth-profile", "theory-initialisation", "theory-growth", "theory-mutants")
 
 
@@ -96,7 +99,24 @@ def healing(folder: str) -> int:
     return 0
 
 
-KINDS = {"--probe": probe, "--scores": scores, "--healing": healing}
+def study(folder: str) -> int:
+    """Refresh the page of findings from a study, and the table beside the published numbers."""
+    results = export_run(folder, ROOT / "experiments" / "results" / Path(folder).name)
+    page = ROOT / "docs" / "findings.md"
+    parts = findings.parts(results.parent)
+    beside = results.parent / PUBLISHED_RUN
+    if beside.is_dir():
+        source = ROOT / "experiments" / "published" / "reassessing.yaml"
+        caveats = read_published(source).caveats
+        told = beside_published.beside(
+            load_run(beside), published_table([source]), caveats, healed_by="partial-3"
+        )
+        parts["published"] = told
+    write_text(page, fill(page, parts))
+    return 0
+
+
+KINDS = {"--probe": probe, "--scores": scores, "--healing": healing, "--study": study}
 
 if __name__ == "__main__":
     try:

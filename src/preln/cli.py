@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -11,8 +12,21 @@ from pathlib import Path
 
 from preln import __version__
 from preln.base.errors import InputError
+from preln.base.faults import environment_line, is_out_of_memory, memory_line
 from preln.base.files import write_json
+from preln.base.interrupts import taken
+from preln.base.locks import claimed_folder
 from preln.verbs import BAD_INPUT, DONE, INTERRUPTED, NOT_HELD, Outcome, evaluate, heal, probe, prune, score
+
+# what makes a verb need less memory
+_SMALLER = {
+    "probe": "lower --batch-size or --length, or use a narrower --dtype",
+    "score": "lower --sequences or --length, or use a narrower --dtype",
+    "prune": "lower --sequences or --length, or use a narrower --dtype",
+    "heal": "lower --batch-size or --length, or use a narrower --dtype",
+    "evaluate": "lower --sequences or --length, or use a narrower --dtype",
+    "run": "use a smaller model or a narrower dtype in the study",
+}
 
 
 def verify(arguments: argparse.Namespace) -> Outcome:
@@ -51,7 +65,7 @@ def _gate(arguments: argparse.Namespace) -> Outcome:
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
-    """Carry out a study."""
+    """Carry out a study. Of two runs into one folder at once the second is refused."""
     from preln.experiment import Engine, default_out, dry_run, read_study, run_study
 
     overrides = {k: getattr(arguments, k) for k in ("device", "dtype", "seed") if k in arguments.given}
@@ -88,11 +102,16 @@ def estimate(arguments: argparse.Namespace) -> Outcome:
 
 
 def report(arguments: argparse.Namespace) -> Outcome:
-    """Make the page, the figures and the tables of finished runs."""
+    """Make the page, the figures and the tables of finished runs.
+
+    Of two reports into one folder at once the second is refused.
+    """
     from preln.report import build_report
 
     runs = [Path(name) for name in arguments.runs]
-    index = build_report(runs, Path(arguments.out or runs[0] / "report"))
+    out = Path(arguments.out or runs[0] / "report")
+    with claimed_folder(out):
+        index = build_report(runs, out)
     print(index)
     return {"index": str(index)}, DONE
 
@@ -111,7 +130,34 @@ def sources(_arguments: argparse.Namespace) -> Outcome:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code (0 done, 1 does not hold, 2 bad input, 130 interrupted)."""
+    """Run one verb; returns the exit code (0 done, 1 does not hold, 2 bad input, 130 interrupted).
+
+    What the machine refuses (a full or read-only disk, memory) ends like bad input, with 2 and one line; what
+    was finished before is kept. Ctrl-C ends with 130, and a second one at once.
+    """
+    pressed = taken(INTERRUPTED) if argv is None else list[bool]()  # within another program, it decides
+    arguments = argparse.Namespace(verb="preln")
+    try:
+        return _carried_out(arguments, argv)
+    except KeyboardInterrupt:
+        pressed.append(True)
+    except BrokenPipeError:
+        _drop_output()
+        return DONE
+    except Exception as error:
+        line = _refusal(error, arguments.verb)
+        if not pressed:  # else whatever a library made of the interrupt
+            if line is None:
+                raise
+            _drop_output()
+            print(f"preln: {' '.join(line.split())}", file=sys.stderr)
+            return BAD_INPUT
+    print("preln: interrupted: finished work is kept, the same command continues", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _carried_out(arguments: argparse.Namespace, argv: Sequence[str] | None) -> int:
+    """Read the words into ``arguments``, carry the verb out, and print its summary; the exit code."""
     from preln.options import build_parser
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -121,23 +167,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs: dict[str, Callable[[argparse.Namespace], Outcome]] = {
         f.__name__: f for f in (verify, probe, score, prune, heal, evaluate, run, estimate, report, sources)
     }
-    arguments = build_parser(__version__).parse_args(argv)
+    build_parser(__version__).parse_args(argv, arguments)
     arguments.given = {word.split("=")[0].lstrip("-") for word in (argv or sys.argv[1:])}
-    try:
-        summary, code = verbs[arguments.verb](arguments)
-        if arguments.json:
-            print(json.dumps(summary, allow_nan=False, default=str))
-        sys.stdout.flush()
-    except InputError as error:
-        print(f"preln: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("preln: interrupted: finished work is kept, the same command continues", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+    summary, code = verbs[arguments.verb](arguments)
+    if arguments.json:
+        print(json.dumps(summary, allow_nan=False, default=str))
+    sys.stdout.flush()
     return code
+
+
+def _refusal(error: Exception, verb: str) -> str | None:
+    """The line for what a user can mend; None for an error of this program."""
+    if isinstance(error, InputError):
+        return str(error)
+    if is_out_of_memory(error):
+        return memory_line(error, verb, _SMALLER.get(verb, "give the machine more memory"))
+    return environment_line(error, "standard output") if isinstance(error, OSError) else None
+
+
+def _drop_output() -> None:
+    """Send what cannot be printed nowhere: Python would try once more as it ends, and say so."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):  # it is closed, or no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from preln.base.errors import InputError
 from preln.base.files import staged_directory
+from preln.base.locks import claimed_folder
 
 Outcome = tuple[dict[str, Any], int]
 DONE, NOT_HELD, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -46,19 +49,48 @@ def _model(arguments: argparse.Namespace) -> Any:
     )
 
 
-def _free(out: str | None) -> str | None:
-    """``out`` if a new folder can be made there: said before the work, not after it."""
-    path = Path(out) if out else None
-    if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+def _makes_folder(verb: Callable[[argparse.Namespace], Outcome]) -> Callable[[argparse.Namespace], Outcome]:
+    """``verb``, holding the folder that ``--out`` names; before the work it is said if none can be made.
+
+    Of two commands with one ``--out`` at once the second is refused. Of the processes of a launcher, which
+    work together, the first holds the folder.
+
+    Raises:
+        InputError: Another command is writing there, it is no empty folder, or the disk refuses it.
+    """
+
+    @functools.wraps(verb)
+    def held(arguments: argparse.Namespace) -> Outcome:
+        out = arguments.out
+        if not out:
+            return verb(arguments)
+        _check_free(out)
+        if os.environ.get("RANK", "0") != "0":
+            return verb(arguments)
+        with claimed_folder(out):
+            _check_free(out)  # what was there a moment ago may have become whole
+            return verb(arguments)
+
+    return held
+
+
+def _check_free(out: str) -> None:
+    path = Path(out)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"--out {out}: exists and is not an empty folder: name another, or remove it")
-    return out
 
 
+def _called(spec: str) -> str:
+    """What results call a model: of a local path the last part alone, for the rest says nothing elsewhere."""
+    path = Path(spec).expanduser()
+    return path.resolve().name if path.exists() else spec
+
+
+@_makes_folder
 def probe(arguments: argparse.Namespace) -> Outcome:
     """Measure a model."""
     from preln.probe import answers, describe, probe_tables, write_probe
 
-    _free(arguments.out)
     model, tokenizer = _model(arguments)
     resume = Path(f"{os.fspath(arguments.out).rstrip('/')}.resume") if arguments.out else None
     result = probe_tables(
@@ -79,6 +111,7 @@ def probe(arguments: argparse.Namespace) -> Outcome:
     return {"out": arguments.out, **said}, DONE
 
 
+@_makes_folder
 def score(arguments: argparse.Namespace) -> Outcome:
     """Score every block under some metrics, and measure what following each of them costs."""
     from preln.data import fingerprint
@@ -86,7 +119,6 @@ def score(arguments: argparse.Namespace) -> Outcome:
 
     if arguments.damage and arguments.drop:
         raise InputError("--drop, --damage: the sizes of --damage are the numbers to go: leave --drop out")
-    _free(arguments.out)
     model, tokenizer = _model(arguments)
     tokens = _tokens(arguments, tokenizer)
     told = {"seed": arguments.seed, "protect": arguments.protect}
@@ -113,6 +145,7 @@ def score(arguments: argparse.Namespace) -> Outcome:
     return said | {"out": arguments.out, "order": orders(table)}, DONE
 
 
+@_makes_folder
 def prune(arguments: argparse.Namespace) -> Outcome:
     """Cut blocks or halves of blocks out of a model, or replace them, and write a checkpoint."""
     from preln.models import licence_of
@@ -120,12 +153,11 @@ def prune(arguments: argparse.Namespace) -> Outcome:
 
     if not arguments.out:
         raise InputError("--out is missing: name the folder for the pruned checkpoint")
-    _free(arguments.out)
     model, tokenizer = _model(arguments)
     small, plan = carry_out(
         model,
         lambda: _tokens(arguments, tokenizer),
-        name=arguments.model,
+        name=_called(arguments.model),
         method=arguments.method,
         settings=arguments.set,
         compact=arguments.format == "compact",
@@ -156,6 +188,7 @@ def _rows(arguments: argparse.Namespace, tokenizer: Any, split: Literal["train",
     return load_rows(arguments.data, split=split, limit=count or arguments.rows, seed=arguments.seed)
 
 
+@_makes_folder
 def heal(arguments: argparse.Namespace) -> Outcome:
     """Recover a pruned model, or compare ways to."""
     from preln.heal import Cache, heal_model
@@ -165,7 +198,6 @@ def heal(arguments: argparse.Namespace) -> Outcome:
     if not arguments.out:
         raise InputError("--out is missing: name the folder for the healed checkpoint")
     recipes = read_recipes(arguments.recipe, arguments.set, several=bool(arguments.sweep))
-    _free(arguments.out)
     drop = dropped_blocks(arguments.model, arguments.dropped)
     told, arguments.device = spread(arguments)
     model, tokenizer = _model(arguments)
@@ -199,6 +231,7 @@ def heal(arguments: argparse.Namespace) -> Outcome:
     return {"out": arguments.out, **summary}, DONE
 
 
+@_makes_folder
 def evaluate(arguments: argparse.Namespace) -> Outcome:
     """Weigh a model: perplexity, tasks, speed, and what it writes."""
     from preln.evaluate import SUITES, read_results, write_results
@@ -206,7 +239,6 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
     from preln.evaluate.api import records
     from preln.models import load_model
 
-    _free(arguments.out)
     tasks = [name for name in (arguments.tasks or "").split(",") if name]
     tasks = tasks or list(SUITES.get(arguments.suite, ()))
     if arguments.new_tokens and not arguments.data:
@@ -235,7 +267,7 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
         limit=arguments.limit,
         source=arguments.source,
         seed=arguments.seed,
-        name=arguments.model,
+        name=_called(arguments.model),
     )
     if arguments.out:
         with staged_directory(arguments.out, checksums=True) as folder:

@@ -14,7 +14,7 @@ from torch import nn
 from preln.base.errors import InputError
 from preln.base.stats import bootstrap_interval
 from preln.models import anatomy, tiny_model
-from preln.probe import probe, probe_tables, recognise, write_probe
+from preln.probe import probe, probe_tables, recognise, sums, write_probe
 from preln.probe.pairs import pair_angles
 from preln.probe.sums import Sums, multiplicities
 
@@ -176,3 +176,12 @@ def test_the_folder_of_a_probe(tmp_path):
     pd.testing.assert_frame_equal(again.layers, result.layers)
     with pytest.raises(InputError, match="not empty"):
         write_probe(result, out)
+
+
+def test_samples_drawn_in_parts_are_those_drawn_at_once(monkeypatch):
+    parts = np.random.default_rng(1).normal(size=(2, 3, 7))
+    whole = parts @ multiplicities(7, draws=300, seed=5)
+    np.testing.assert_allclose(sums.resampled(parts, draws=300, seed=5), whole, rtol=1e-12, atol=1e-12)
+    monkeypatch.setattr(sums, "AT_ONCE", 1)
+    np.testing.assert_allclose(sums.resampled(parts, draws=300, seed=5), whole, rtol=1e-12, atol=1e-12)
+    assert not np.allclose(sums.resampled(parts, draws=300, seed=6), whole)

@@ -45,8 +45,11 @@ junk = st.recursive(
 )
 
 
+small_junk = st.none() | st.booleans() | st.integers(-40, 40) | st.floats() | st.text(max_size=12)
+
+
 @st.composite
-def mutated(draw, values):
+def mutated(draw, values, junk=junk):
     """``values`` with one to three places replaced, deleted or added."""
     found = copy.deepcopy(values)
     for _ in range(draw(st.integers(1, 3))):
@@ -161,7 +164,10 @@ def test_a_model_folder_is_loaded_or_refused(data, folder, tmp_path_factory):
                 + content[place + 1 :]
             )
         case _ if path.suffix == ".json":
-            path.write_text(json.dumps(data.draw(mutated(json.loads(content))), default=str, skipkeys=True))
+            # a configuration with a hundred thousand blocks keeps transformers busy for hours with making up
+            # the weights that are missing, so numbers are small here
+            values = data.draw(mutated(json.loads(content), small_junk))
+            path.write_text(json.dumps(values, default=str, skipkeys=True))
     assert names(refusal(load_model, str(own)), own.name)
 
 
@@ -203,7 +209,8 @@ WORDS = st.sampled_from([*VERBS, *(f"--{name}" for name in NAMES), *VALUES]) | s
 @example(words=["probe", "probe", "\x1e"])
 def test_a_command_line_is_carried_out_or_refused_in_one_line(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("probe", "score", "prune", "heal", "evaluate"):  # what parses is another test's business
+    # what parses is another test's business, and nothing long may start: no theorems, study, page or download
+    for name in ("verify", "probe", "score", "prune", "heal", "evaluate", "run", "estimate", "report"):
         monkeypatch.setattr(cli, name, lambda arguments: ({}, 0))
         getattr(cli, name).__name__ = name
     out, errors = io.StringIO(), io.StringIO()

@@ -98,6 +98,26 @@ def damage(blocks: int) -> pd.DataFrame:
     return table.assign(low=delta * 0.9, high=delta * 1.1, n=8)
 
 
+def pairs(blocks: int) -> pd.DataFrame:
+    """Angular distances across every run of blocks: larger for longer ones, least in the middle."""
+    rows = []
+    for start in range(blocks):
+        for size in range(1, blocks - start + 1):
+            distance = 0.05 * size + 0.01 * abs(start + size / 2 - blocks / 2)
+            rows.append({"start": start, "size": size, "angular_distance": distance})
+    return pd.DataFrame(rows).assign(angular_distance_last_token=lambda t: t["angular_distance"] * 0.9)
+
+
+def documents(tasks: dict[str, float], loss: float) -> pd.DataFrame:
+    """A hundred documents a task; with a loss, piqa loses eight and the others twenty, and win twelve."""
+    rows = []
+    for task, acc in tasks.items():
+        first = 0 if not loss else 8 if task == "piqa" else 20
+        right = range(first, first + round(100 * (acc - loss)))
+        rows += [(task, i, f"{task}-{i}", float(i in right)) for i in range(100)]
+    return pd.DataFrame(rows, columns=["task", "doc_id", "doc_hash", "acc"])
+
+
 def claims() -> list[dict[str, Any]]:
     """A proved, a refuted and an open theorem, and a hypothesis."""
 
@@ -186,7 +206,7 @@ def write_run(path: Path, blocks: int = L, drop: int = 2) -> Path:
         },
         **{
             "model": {"name": "tiny:llama", "num_blocks": blocks, "sha256": "f" * 64},
-            "data": {"sha256": "e" * 64},
+            "data": {"sha256": "e" * 64, "healing_validation": {"source": {"versions": {"numpy": "2.4.6"}}}},
         },
         **{"start": "2026-01-01T00:00:00Z", "end": "2026-01-01T00:10:00Z", "status": "finished"},
     }
@@ -195,8 +215,7 @@ def write_run(path: Path, blocks: int = L, drop: int = 2) -> Path:
         yaml.safe_dump({"model": "tiny:llama", "title": HOSTILE}), encoding="utf-8"
     )
     write_step(path, "verify", "verify", {"ledger.json": {"schema_version": 1, "claims": claims()}})
-    pairs = pd.DataFrame({"start": [0, 1], "size": [1, 1], "angular_distance": [0.2, 0.1]})
-    write_step(path, "probe", "probe", {"layers.parquet": layers(blocks), "pairs.parquet": pairs})
+    write_step(path, "probe", "probe", {"layers.parquet": layers(blocks), "pairs.parquet": pairs(blocks)})
     table = scores(blocks)
     write_step(path, "score", "score", {"scores.parquet": table})
     write_step(path, "damage", "damage", {"damage.parquet": damage(blocks)})
@@ -206,7 +225,9 @@ def write_run(path: Path, blocks: int = L, drop: int = 2) -> Path:
     tasks = {"piqa": 0.68, "arc_easy": 0.55, "hellaswag": 0.4, HOSTILE: 0.5}
     for name, loss in (("dense", 0.0), (f"heal-reverse-{drop}-lora", 0.08)):
         numbers = {task: {"acc": acc - loss, "acc_stderr": 0.04, "n": 100} for task, acc in tasks.items()}
-        write_step(path, f"evaluate-{name}", "evaluate", {"results.json": {"model": name, "tasks": numbers}})
+        contents = {"results.json": {"model": name, "tasks": numbers}}
+        contents["documents.parquet"] = documents(tasks, loss)
+        write_step(path, f"evaluate-{name}", "evaluate", contents)
     write_step(path, "decide", "decide", {"verdicts.json": {"verdicts": verdicts()}})
     unfinished = path / "heal-reverse-2-qlora"
     unfinished.mkdir()
@@ -240,6 +261,7 @@ def _prune_and_heal(path: Path, metric: str, drop: list[int], raw: float) -> Non
             "tokens": 5120,
         }
         healed |= {"trainable_parameters": 10_000 * (i + 1), "total_parameters": 500_000, "seconds": 40.0 + i}
+        healed |= {"peak_memory_bytes": (i + 1) * 2**30 + len(metric)}
         healed |= {
             "loss_before": raw,
             "loss_after": losses[-1],

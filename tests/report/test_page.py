@@ -17,6 +17,7 @@ import pytest
 from preln.base.errors import InputError
 from preln.report import build_report
 
+TABLES = ("verdicts", "outcomes", "tasks", "paired", "costs")
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 
 
@@ -61,7 +62,8 @@ def page(source: str) -> Page:
 
 def test_verdicts_come_first(page: Page) -> None:
     ids = [a["id"] for a in page.having("id")]
-    order = [f"r1-{name}" for name in ("verdicts", "outcomes", "tasks", "ledger", "figures", "provenance")]
+    names = ("verdicts", "outcomes", "tasks", "costs", "explorer", "figures", "ledger", "provenance")
+    order = [f"r1-{name}" for name in names]
     assert [i for i in ids if i in order] == order
     assert len(ids) == len(set(ids))
 
@@ -108,7 +110,7 @@ def test_nothing_is_fetched(page: Page, source: str) -> None:
 
 def test_every_figure_has_words_and_numbers(page: Page, source: str) -> None:
     figures = re.findall(r"<figure id=.*?</figure>", source, re.DOTALL)
-    assert len(figures) == 6
+    assert len(figures) == 8
     for figure in figures:
         alt = re.search(r'role="img" aria-label="([^"]{40,})"', figure)
         assert alt, figure[:200]
@@ -191,10 +193,12 @@ def test_files_written(built: Path) -> None:
         "removal-order",
         "outcomes",
         "healing-curves",
+        "healing-curves-seconds",
+        "pair-distances",
     )
     expected = {f"figures/{f}-{w}.{k}" for f in figures for w in ("single", "double") for k in ("pdf", "png")}
     expected |= {f"figures/{f}.csv" for f in figures} | {"index.html"}
-    expected |= {f"tables/{t}.{e}" for t in ("verdicts", "outcomes", "tasks") for e in ("csv", "tex")}
+    expected |= {f"tables/{t}.{e}" for t in TABLES for e in ("csv", "tex")}
     assert names == expected
 
 

@@ -12,8 +12,9 @@ import pytest
 from scipy.stats import spearmanr
 
 from preln.report.load import load_run
+from preln.report.run_tables import run_tables
 from preln.report.summary import agreement, outcomes, ranges, spearman, tasks, verdict_table
-from preln.report.tables import latex_escape, number, run_tables
+from preln.report.tables import latex_escape, number
 
 
 def test_outcomes_order_and_numbers(run_folder: Path) -> None:
@@ -83,7 +84,8 @@ def test_number(value: object, text: str) -> None:
 def test_files_of_a_run(run_folder: Path, hostile: str) -> None:
     run = load_run(run_folder)
     files = run_tables(run)
-    assert set(files) == {f"{t}.{e}" for t in ("verdicts", "outcomes", "tasks") for e in ("csv", "tex")}
+    names = ("verdicts", "outcomes", "tasks", "paired", "costs")
+    assert set(files) == {f"{t}.{e}" for t in names for e in ("csv", "tex")}
     back = pd.read_csv(io.StringIO(files["tasks.csv"]))
     pd.testing.assert_frame_equal(back, tasks(run), check_dtype=False)
     assert hostile in set(pd.read_csv(io.StringIO(files["verdicts.csv"]))["note"])

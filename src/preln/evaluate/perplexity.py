@@ -14,6 +14,7 @@ from torch import Tensor
 from preln.base.errors import InputError
 from preln.base.stats import bootstrap_interval
 from preln.models import token_losses
+from preln.models.finite import first_not_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,7 +70,7 @@ def perplexity(
 
     Raises:
         InputError: The shapes do not fit, no token is predicted, an id is outside the vocabulary, or a loss
-            is not finite.
+            is not finite: the line names the block and the module that it comes from.
     """
     check_tokens(model, tokens, attention_mask)
     losses, mask = token_losses(model, tokens, attention_mask, batch_size=batch_size)
@@ -83,8 +84,13 @@ def perplexity(
         )
     if not bool(torch.isfinite(sums).all()):
         first = int((~torch.isfinite(sums)).nonzero()[0])
+        own = {"input_ids": tokens[first : first + 1].to(model.device)}
+        if attention_mask is not None:
+            own["attention_mask"] = attention_mask[first : first + 1].to(model.device)
+        where = first_not_finite(model, own)
         raise InputError(
-            f"the loss of sequence {first} is not finite: check the model's weights and its dtype"
+            f"{where or 'head'}: the loss of sequence {first} is not finite: check the weights, or use a "
+            "wider --dtype"
         )
     real = counts > 0
     means = torch.where(real, sums / counts.clamp(min=1), torch.full_like(sums, math.nan))

@@ -94,8 +94,10 @@ def load_sentence_encoder(device: str | torch.device = "cpu") -> SentenceEncoder
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModel.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     finally:
         if bars:
             logging.enable_progress_bar()

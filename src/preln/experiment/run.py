@@ -14,13 +14,22 @@ from preln.base.provenance import now, provenance
 from preln.experiment.engines import LOCAL, Engine, check_engine, describing_lab, run_steps
 from preln.experiment.lab import Lab
 from preln.experiment.mirror import MirroredStore, open_store
-from preln.experiment.outline import outline
+from preln.experiment.outline import Planned, outline
 from preln.experiment.pipeline import build_steps
-from preln.experiment.store import WORK, RunStore
-from preln.experiment.study import Study, study_text, write_study
+from preln.experiment.placement import (
+    PlacementLab,
+    PlacementStudy,
+    placement_outline,
+    placement_steps,
+)
+from preln.experiment.store import WORK, RunStore, Step
+from preln.experiment.study import Study
+from preln.experiment.study_file import study_text, write_study
 
 
-def run_study(study: Study, out: str | os.PathLike[str], engine: Engine = LOCAL) -> dict[str, Any]:
+def run_study(
+    study: Study | PlacementStudy, out: str | os.PathLike[str], engine: Engine = LOCAL
+) -> dict[str, Any]:
     """Run every step of ``study`` that is not finished under ``out``.
 
     Args:
@@ -41,8 +50,8 @@ def run_study(study: Study, out: str | os.PathLike[str], engine: Engine = LOCAL)
     store.open()
     _check_owner(store, study)
     begin = time.perf_counter()
-    lab = describing_lab(study, store, engine)  # an unknown model is refused before anything is written
-    steps = build_steps(lab)
+    lab: Any = _lab(study, store, engine)  # an unknown model is refused before anything is written
+    steps = _steps(lab)
     with store.locked():
         manifest = _open_manifest(store, study, lab)
         _publish(store)
@@ -74,7 +83,9 @@ def _publish(store: RunStore) -> None:
         store.publish(name)
 
 
-def dry_run(study: Study, out: str | os.PathLike[str], engine: Engine = LOCAL) -> list[dict[str, Any]]:
+def dry_run(
+    study: Study | PlacementStudy, out: str | os.PathLike[str], engine: Engine = LOCAL
+) -> list[dict[str, Any]]:
     """The steps that :func:`run_study` would go through, without running any.
 
     The model and the tokens are loaded only where there are results to compare with.
@@ -92,7 +103,7 @@ def dry_run(study: Study, out: str | os.PathLike[str], engine: Engine = LOCAL) -
         store = store.listed()
     finished: set[str] = set()
     if (store.root / "manifest.json").is_file():
-        for step in build_steps(describing_lab(study, store, engine)):  # what reads a step to do is to do
+        for step in _steps(_lab(study, store, engine)):  # what reads a step to do is to do
             if finished.issuperset(step.needs) and store.is_finished(step):
                 finished.add(step.id)
     return [
@@ -102,11 +113,28 @@ def dry_run(study: Study, out: str | os.PathLike[str], engine: Engine = LOCAL) -
             "needs": list(step.needs),
             "state": "kept" if step.id in finished else "to do",
         }
-        for step in outline(study)
+        for step in _planned(study)
     ]
 
 
-def _check_owner(store: RunStore, study: Study) -> None:
+def _lab(study: Study | PlacementStudy, store: RunStore, engine: Engine) -> Lab | PlacementLab:
+    """What the steps of a study share."""
+    if isinstance(study, PlacementStudy):
+        return PlacementLab(study, store, engine)
+    return describing_lab(study, store, engine)
+
+
+def _steps(lab: Lab | PlacementLab) -> list[Step]:
+    """Every step of a study, dependencies first."""
+    return placement_steps(lab) if isinstance(lab, PlacementLab) else build_steps(lab)
+
+
+def _planned(study: Study | PlacementStudy) -> list[Planned]:
+    """The same before anything is loaded."""
+    return placement_outline(study) if isinstance(study, PlacementStudy) else outline(study)
+
+
+def _check_owner(store: RunStore, study: Study | PlacementStudy) -> None:
     """Refuse a folder that holds something else than a run of this study."""
     if store.root.is_file():
         raise InputError(f"{store.root}: is a file, not a folder: name another --out")
@@ -117,11 +145,14 @@ def _check_owner(store: RunStore, study: Study) -> None:
             raise InputError(
                 f"{store.root}: holds a run of {name!r}, not of {study.name!r}: name another --out"
             )
-    elif store.root.is_dir() and any(not p.name.startswith(".") for p in store.root.iterdir()):
+    # config.yaml is written before the manifest: alone, it is what a stopped run left
+    elif store.root.is_dir() and any(
+        not p.name.startswith(".") and p.name != "config.yaml" for p in store.root.iterdir()
+    ):
         raise InputError(f"{store.root}: the folder is not empty and holds no run: name another --out")
 
 
-def _open_manifest(store: RunStore, study: Study, lab: Lab) -> dict[str, Any]:
+def _open_manifest(store: RunStore, study: Any, lab: Any) -> dict[str, Any]:
     """The manifest of a run that continues, or a new one, together with the resolved study."""
     path = store.root / "manifest.json"
     identity = {

@@ -13,11 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from preln.base.errors import InputError
-from preln.base.files import hash_tree, locked_file, read_json, staged_directory, write_json
+from preln.base.faults import is_out_of_memory, memory_line, writing
+from preln.base.files import hash_tree, read_json, staged_directory, write_json
+from preln.base.locks import locked_file
 
 RECORD = "step.json"
 SUPERSEDED = ".superseded"
 WORK = ".work"
+_SMALLER = {  # what makes a kind of step need less memory
+    "heal": "lower the batch_size of its entry, or data.healing.length",
+    "probe": "lower data.calibration.length, or use a narrower dtype",
+    "score": "lower data.calibration.length, or use a narrower dtype",
+    "shift": "lower data.calibration.length, or use a narrower dtype",
+    "damage": "lower data.evaluation.length, or use a narrower dtype",
+    "prune": "lower data.evaluation.length, or use a narrower dtype",
+}
 
 
 @dataclass(frozen=True)
@@ -121,8 +131,12 @@ class RunStore:
 
         A result for other inputs is set aside under ``.superseded``, never changed. Where another process
         works on the same step, this one waits, and takes its result.
+
+        Raises:
+            InputError: Whatever the step says; the disk is full or read-only; memory ran out. The step then
+                leaves nothing but its workspace, and what was finished before is kept.
         """
-        with self.claimed(step.id):
+        with self.claimed(step.id), writing(self.root / step.id):
             if self.is_here(step):
                 return 0.0
             key = self.inputs_hash(step)
@@ -131,7 +145,7 @@ class RunStore:
             workspace.mkdir(parents=True, exist_ok=True)
             begin = time.perf_counter()
             with staged_directory(self.root / step.id) as folder:
-                step.work(folder, workspace)
+                _worked(step, folder, workspace)
                 seconds = time.perf_counter() - begin
                 write_json(
                     folder / RECORD,
@@ -152,8 +166,10 @@ class RunStore:
     @contextlib.contextmanager
     def claimed(self, step_id: str) -> Iterator[None]:
         """Hold one step, after waiting for whoever else holds it; what a kill left of it is removed."""
-        (self.root / WORK).mkdir(parents=True, exist_ok=True)
-        with locked_file(self._lock(step_id)):
+        with contextlib.ExitStack() as held:
+            with writing(self.root / step_id):
+                (self.root / WORK).mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked_file(self._lock(step_id)))
             for stale in self.root.glob(".*.part"):
                 if _owner(stale) == step_id:
                     _remove_tree(stale)
@@ -182,9 +198,10 @@ class RunStore:
         """
         with contextlib.ExitStack() as held:
             try:
-                self.root.mkdir(parents=True, exist_ok=True)
-                held.enter_context(locked_file(self.root / ".lock", wait=False))
-                (self.root / WORK).mkdir(exist_ok=True)
+                with writing(self.root):
+                    self.root.mkdir(parents=True, exist_ok=True)
+                    held.enter_context(locked_file(self.root / ".lock", wait=False))
+                    (self.root / WORK).mkdir(exist_ok=True)
             except BlockingIOError as error:
                 raise InputError(
                     f"{self.root}: another run is writing here: wait, or name another --out"
@@ -201,6 +218,17 @@ class RunStore:
                 ):
                     _remove_tree(stale)
             yield
+
+
+def _worked(step: Step, folder: Path, workspace: Path) -> None:
+    """Do a step's work; memory that runs out is told by the step's name."""
+    try:
+        step.work(folder, workspace)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        mend = _SMALLER.get(step.kind, "use a smaller model or a narrower dtype")
+        raise InputError(memory_line(error, f"step {step.id}", mend)) from error
 
 
 def _owner(part: Path) -> str:

@@ -33,6 +33,7 @@ from preln.heal.training.step import make_passes
 from preln.heal.training.teacher import Teacher
 from preln.heal.training.workers import Workers
 from preln.models import model_fingerprint
+from preln.models.loss import check_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,6 +102,8 @@ def train(
     held_out = None if validation is None else as_examples(validation, **form, name="validation data")
     if held_out is None and wanted.select == "best":
         raise InputError("select=best: needs validation data: pass validation, or select='last'")
+    for each in (examples, held_out):
+        check_length(model, 0 if each is None else each.input_ids.shape[1])
     resolved = wanted.resolved(len(examples))
     if any(e is not None and e.documents is not None for e in (examples, held_out)):
         reason = isolates(model)

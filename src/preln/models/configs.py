@@ -125,7 +125,7 @@ def _read(place: str, spec: str, **keywords: Any) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(place, **keywords)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **keywords)
     except Exception as error:  # whatever the library raises for broken or foreign folders
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(f"{spec}: its configuration cannot be read ({reason.strip()})") from error

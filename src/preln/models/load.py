@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preln.base.errors import InputError
+from preln.base.faults import is_out_of_memory
 from preln.base.files import verify_checksums
 from preln.base.packages import cache_dir
+from preln.models.agreement import check_sizes
 from preln.models.compact import is_compact, is_compact_folder, load_compact
 from preln.models.packaged import PACKAGED, convert_gguf, packaged_folder
 from preln.models.spread import settle
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_TIMEOUT_S = 10
+# a shape that disagrees is reported like a missing weight, and refused by its name
+WEIGHTS = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
 
 
 def check_device(device: str) -> str:
@@ -199,10 +203,11 @@ def _weights(location: str, spec: str, keywords: dict[str, Any]) -> Any:
 
     if is_compact_folder(location):
         return load_compact(location, **keywords)
-    config = AutoConfig.from_pretrained(location)
+    config = AutoConfig.from_pretrained(location, trust_remote_code=False)
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"{spec}: is an encoder-decoder: preln measures decoder-only models")
-    return AutoModelForCausalLM.from_pretrained(location, **keywords)
+    check_sizes(config, location, spec)
+    return AutoModelForCausalLM.from_pretrained(location, trust_remote_code=False, **keywords)
 
 
 def _from_pretrained(
@@ -218,21 +223,24 @@ def _from_pretrained(
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model, info = _weights(
-            location, spec, keywords | {"use_safetensors": True, "output_loading_info": True}
-        )
+        model, info = _weights(location, spec, keywords | WEIGHTS)
         # a compact model's own configuration, since the one on disk is of no type that transformers knows
         known = {"config": model.config} if is_compact(model) else {}
-        tokenizer = AutoTokenizer.from_pretrained(location, **known)
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **known)
     except InputError:
         raise
     except Exception as error:  # whatever the libraries raise for broken or foreign folders
+        if is_out_of_memory(error):
+            raise  # the folder is not to blame
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(f"{spec}: cannot be loaded as a causal language model ({reason.strip()})") from error
     finally:
         if bars:
             logging.enable_progress_bar()
-    wrong = [*info["missing_keys"], *info["mismatched_keys"]]
+    # of what is stored and not used, only a block's weights show that the configuration counts too few
+    more = [key for key in info["unexpected_keys"] if re.search(r"\.\d+\..*weight$", key)]
+    shapes = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    wrong = [*info["missing_keys"], *shapes, *more]
     if wrong:
         raise InputError(f"{spec}: weights and configuration disagree at {wrong[0]!r}: get the files again")
     rows = model.get_input_embeddings().weight.shape[0]

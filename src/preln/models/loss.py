@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from preln.base.errors import InputError
 from preln.base.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def check_length(model: nn.Module, length: int) -> None:
+    """Refuse sequences of more tokens than the model has positions for.
+
+    Raises:
+        InputError: Naming both numbers; beyond them learned positions have no value, and others were never
+            trained.
+    """
+    config: Any = model.config
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and length > most:
+        raise InputError(
+            f"length {length}: the model takes sequences of at most {most} tokens: give shorter ones"
+        )
 
 
 def target_mask(
@@ -46,7 +62,11 @@ def token_losses(
 
     The loss of a model is ``losses[mask].mean()``: weighted by tokens, never by sequences. Sequences go
     through ``batch_size`` at a time, so at most that many rows of logits exist at once.
+
+    Raises:
+        InputError: The sequences are longer than the model takes.
     """
+    check_length(model, input_ids.shape[1])
     device = next(model.get_input_embeddings().parameters()).device
     was_training = model.training
     model.eval()

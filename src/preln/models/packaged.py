@@ -78,9 +78,11 @@ def convert_gguf(source: Path, target: Path) -> Path:
 
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            source.parent, gguf_file=source.name, dtype=torch.float32
+            source.parent, gguf_file=source.name, dtype=torch.float32, trust_remote_code=False
         )
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.parent, gguf_file=source.name, trust_remote_code=False
+        )
     except Exception as error:  # the readers raise anything from OSError to KeyError
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{source}: cannot be read as a GGUF checkpoint ({reason})") from error

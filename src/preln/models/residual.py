@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from preln.base.errors import InputError
-from preln.models.loss import losses_from_logits, target_mask
+from preln.models.loss import check_length, losses_from_logits, target_mask
 from preln.models.structure import hidden_of
 
 
@@ -83,6 +83,7 @@ def model_inputs(model: nn.Module, tokens: Tokens) -> dict[str, Any]:
 
 def forward_losses(model: nn.Module, tokens: Tokens) -> Float[Tensor, "n t-1"]:
     """Next-token losses (nats) of one sequence batch, with their graph; 0 where a target does not count."""
+    check_length(model, tokens.ids.shape[1])
     losses = losses_from_logits(model(**model_inputs(model, tokens)).logits, tokens.ids)
     return torch.where(tokens.targets.to(losses.device), losses, torch.zeros_like(losses))
 

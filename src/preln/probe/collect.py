@@ -135,9 +135,12 @@ class Collector:
             half = None if middle is None else middle.detach().view(x.shape)
             self._reduce(layer, x.detach(), y.detach(), half)
         if y.requires_grad and self.wanted & {"grad_hidden", "first_order_damage"}:
-            y.register_hook(lambda g: self._at_output(layer, g, x, y, middle))
-            if middle is not None and middle.requires_grad:
-                middle.register_hook(lambda g: self._damage(layer, "attention", g, x, middle))
+            # detached: a hook that holds its own tensor is a ring through the graph, which is never freed
+            before, after = x.detach(), y.detach()
+            between = None if middle is None else middle.detach()
+            y.register_hook(lambda g: self._at_output(layer, g, before, after, between))
+            if middle is not None and between is not None and middle.requires_grad:
+                middle.register_hook(lambda g: self._damage(layer, "attention", g, before, between))
 
     def _reduce(self, layer: int, x: Tensor, y: Tensor, middle: Tensor | None) -> None:
         real = self._real.to(y.device)

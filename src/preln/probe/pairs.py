@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from preln.models.residual import Tokens
-from preln.probe.sums import interval, multiplicities
+from preln.probe.sums import interval, resampled
 
 _CHUNK = 64  # tokens whose pairs are held at once: 64 (L+1)^2 float64 numbers
 
@@ -77,14 +77,14 @@ class PairSums:
             "start": self.start.numpy(),
             "size": (self.end - self.start).numpy(),
         }
-        resampled = multiplicities(n, draws=draws, seed=seed) if draws and n > 1 else None
         for index, (name, weights) in enumerate(
             (("angular_distance", counts), ("angular_distance_last_token", np.ones(n)))
         ):
             part = values[:, index].T
             columns[name] = part.sum(axis=1) / weights.sum()
             low = high = np.full(len(part), np.nan)
-            if resampled is not None:
-                low, high = interval((part @ resampled) / (weights @ resampled))
+            if draws and n > 1:
+                sums = (resampled(summed, draws=draws, seed=seed) for summed in (part, weights))
+                low, high = interval(np.divide(*sums))
             columns |= {f"{name}_low": low, f"{name}_high": high}
         return pd.DataFrame(columns | {"n": n})

@@ -17,11 +17,16 @@ from preln.models.residual import global_gap
 Key = tuple[str, int, str, str]  # measure, layer, site, statistic
 # each rule makes a number from sums over sequences; resampled sequences are summed with their multiplicities
 RULES: dict[str, Callable[..., Any]] = {
-    "ratio": lambda numerator, count: numerator / count,
+    # nothing over nothing is NaN, without a warning
+    "ratio": lambda top, count: np.divide(
+        top, count, out=np.full(np.broadcast(top, count).shape, np.nan), where=np.asarray(count) != 0
+    ),
     "root": lambda square, count: np.sqrt(square) / count,
     "global_gap": lambda xx, yy, ff: global_gap(xx, yy, ff),
 }
 KEYS = ["measure", "layer", "site", "statistic"]
+JOINED = 64  # arrays of single batches held before they become one
+AT_ONCE = 1 << 20  # drawn units held at a time
 COLUMNS = [*KEYS, "value", "low", "high", "n"]
 
 
@@ -35,6 +40,22 @@ def multiplicities(n: int, *, draws: int, seed: int) -> npt.NDArray[np.float64]:
     """How often each of n units is in each bootstrap sample, ``[n, draws]``."""
     picks = resample_indices(n, draws=draws, seed=seed)
     return np.stack([np.bincount(row, minlength=n) for row in picks], axis=1).astype(np.float64)
+
+
+def resampled(parts: npt.NDArray[np.float64], *, draws: int, seed: int) -> npt.NDArray[np.float64]:
+    """Sums of ``[..., n]`` summands over bootstrap samples of their n units, ``[..., draws]``.
+
+    ``parts @ multiplicities(n, …)``, but samples are drawn and summed some at a time, so that memory does not
+    grow with ``n draws``; which units each holds does not depend on how many that is.
+    """
+    n = parts.shape[-1]
+    rng, step = np.random.default_rng(seed), max(64, AT_ONCE // n)
+    found = []
+    for start in range(0, draws, step):
+        picks = rng.integers(0, n, size=(min(step, draws - start), n))
+        counts = np.stack([np.bincount(row, minlength=n) for row in picks], axis=1)
+        found.append(parts @ counts.astype(np.float64))
+    return found[0] if len(found) == 1 else np.concatenate(found, axis=-1)
 
 
 class Sums:
@@ -53,7 +74,11 @@ class Sums:
     def flush(self) -> None:
         """Move the present batch's sums off the device."""
         for key, value in self._batch.items():
-            self._done.setdefault(key, []).append(value.cpu().numpy())
+            parts = self._done.setdefault(key, [])
+            # copied: what shares memory with a tensor keeps all of that tensor alive
+            parts.append(value.cpu().numpy().copy())
+            if len(parts) >= JOINED:
+                parts[:] = [np.concatenate(parts, axis=1)]
         self._batch.clear()
 
     def state(self) -> tuple[dict[str, list[list[Any]]], dict[str, Tensor]]:
@@ -90,7 +115,7 @@ class Sums:
             n = parts.shape[-1]
             low = high = float("nan")
             if draws and n > 1:
-                low, high = interval(rule(*(parts @ multiplicities(n, draws=draws, seed=seed))))
+                low, high = interval(rule(*resampled(parts, draws=draws, seed=seed)))
             frames.append(keys.assign(value=rule(*parts.sum(axis=-1)), low=low, high=high, n=n))
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from preln.base.errors import InputError
+from preln.base.faults import is_out_of_memory
 from preln.base.files import staged_directory, write_text
 from preln.models import drop_blocks, find_blocks
 from preln.models.compact import compact_halves, is_compact, load_compact
@@ -121,6 +122,8 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
     try:
         model.save_pretrained(folder, **settings)
     except Exception as error:  # quantised and converted models are refused in many ways
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"checkpoint: transformers cannot save this model: {_first_line(error)}") from error
 
 
@@ -153,6 +156,8 @@ def check_checkpoint(folder: str | os.PathLike[str], model: PreTrainedModel) -> 
         pair: Any = load(folder, output_loading_info=True, **settings)
         loaded, report = pair
     except Exception as error:  # whatever a loader raises, the checkpoint is not one that users can load
+        if is_out_of_memory(error):
+            raise
         loader = "preln" if compact else "plain transformers"
         raise InputError(f"checkpoint: {loader} does not load it: {_first_line(error)}") from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -190,7 +195,7 @@ def _check_refused(folder: str | os.PathLike[str], model: PreTrainedModel) -> No
     try:
         for loader in classes:
             try:
-                loader.from_pretrained(folder, local_files_only=True)
+                loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             except Exception:  # any refusal is what is hoped for
                 continue
             raise InputError("checkpoint: plain transformers loads it, with random weights in the gaps")
@@ -227,6 +232,8 @@ def _check_cache(model: PreTrainedModel, ids: Tensor) -> None:
             mask = torch.ones_like(ids)
             runs.append(generator.generate(ids, attention_mask=mask, generation_config=settings))
         except Exception as error:  # generation breaks in many ways when cache indices are wrong
+            if is_out_of_memory(error):
+                raise
             line = _first_line(error)
             raise InputError(f"checkpoint: generation fails with use_cache={use_cache}: {line}") from error
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2

@@ -11,8 +11,9 @@ from preln.base.progress import track
 from preln.report.figures import Exhibit, exhibits
 from preln.report.html import render_page
 from preln.report.load import Run, load_run
+from preln.report.run_tables import run_tables
 from preln.report.style import render
-from preln.report.tables import csv, run_tables
+from preln.report.tables import csv
 from preln.report.views import slug
 
 

@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from preln.report.depth_figures import depth_profile, depth_table, norm_sigma, sigma_table
-from preln.report.healing_figures import curve_table, healing_curves, outcome_chart
+from preln.report.distance_figures import DISTANCE_FIGURES, pair_distances
+from preln.report.healing_exhibits import HEALING_FIGURES
+from preln.report.healing_figures import healing_curves, outcome_chart
+from preln.report.healing_means import healing_panels
 from preln.report.jacobian_figures import JACOBIAN_FIGURES, jacobian_bounds, logit_lens
 from preln.report.load import Run
+from preln.report.placement_figures import NORM_PLACEMENT
 from preln.report.pruning_figures import damage_table, predicted_damage, rank_table, removal_order
 from preln.report.spec import FigureSpec
 from preln.report.style import WIDTHS
-from preln.report.summary import outcomes, spearman
+from preln.report.summary import spearman
 from preln.report.tables import number
 from preln.report.theory_figures import THEORY_FIGURES
 
@@ -35,10 +39,12 @@ __all__ = [
     "depth_profile",
     "exhibits",
     "healing_curves",
+    "healing_panels",
     "jacobian_bounds",
     "logit_lens",
     "norm_sigma",
     "outcome_chart",
+    "pair_distances",
     "predicted_damage",
     "removal_order",
 ]
@@ -79,11 +85,6 @@ def _sigma(run: Run) -> pd.DataFrame | None:
 
 def _predicted(run: Run) -> pd.DataFrame | None:
     return None if run.scores is None or run.damage is None else damage_table(run.scores, run.damage)
-
-
-def _outcomes(run: Run) -> pd.DataFrame | None:
-    table = outcomes(run)
-    return table if (table.loc[:, "stage"] != "dense").any() else None
 
 
 def _chosen(run: Run) -> dict[str, list[int]]:
@@ -133,34 +134,10 @@ def _describe_predicted(table: pd.DataFrame) -> str:
     return f"Spearman rank correlation {text} over {len(table)} blocks{tail}."
 
 
-def _describe_outcomes(table: pd.DataFrame) -> str:
-    parts = []
-    for stage, words in (
-        ("dense", "dense"),
-        ("pruned", "least loss before healing"),
-        ("healed", "least after healing"),
-    ):
-        rows: pd.DataFrame = table.loc[(table["stage"] == stage) & table["loss"].notna()]
-        if len(rows):
-            row = rows.loc[rows["loss"].idxmin()]
-            how = ", ".join(name for name in (row["metric"], row["recipe"]) if name)
-            parts.append(f"{words} {number(row['loss'])}" + (f" ({how})" if how else ""))
-    return "; ".join(parts) + "."
-
-
 def _describe_order(table: pd.DataFrame) -> str:
     firsts: pd.DataFrame = table.loc[table["rank"] == 0]
     pairs = zip(firsts["metric"], firsts["layer"], strict=True)
     return "Removed first: " + "; ".join(f"{metric}: block {layer}" for metric, layer in pairs) + "."
-
-
-def _describe_curves(table: pd.DataFrame) -> str:
-    parts = [
-        f"{rows['recipe'].iloc[0]} after {rows['metric'].iloc[0]} goes from {number(rows['loss'].iloc[0])} "
-        f"to {number(rows['loss'].iloc[-1])}"
-        for _, rows in table.groupby("id", sort=True)
-    ]
-    return "; ".join(parts) + "."
 
 
 FIGURES = (
@@ -200,24 +177,9 @@ FIGURES = (
         lambda run, width: removal_order(_held(run.scores), _chosen(run), width=width),
         _describe_order,
     ),
-    FigureSpec(
-        "outcomes",
-        "Loss before and after healing",
-        "Hollow: pruned, before healing. Filled: after healing, with its 95 % interval. Dashed: the "
-        "dense model.",
-        _outcomes,
-        lambda run, width: outcome_chart(outcomes(run), width=width),
-        _describe_outcomes,
-    ),
-    FigureSpec(
-        "healing-curves",
-        "Healing curves",
-        "Loss on the texts that healing validates on, which are not those of the table of outcomes, against "
-        "tokens trained on. Colour tells the recipe, dashes and marker the metric.",
-        lambda run: None if run.training is None else curve_table(run.training),
-        lambda run, width: healing_curves(_held(run.training), width=width),
-        _describe_curves,
-    ),
+    *DISTANCE_FIGURES,
+    *HEALING_FIGURES,
     *JACOBIAN_FIGURES,
     *THEORY_FIGURES,
+    NORM_PLACEMENT,
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from preln.report.healing_study import look
 from preln.report.style import (
     CYCLE,
     DASHES,
@@ -38,8 +39,9 @@ def outcome_chart(outcomes: pd.DataFrame, *, width: str = "single") -> Figure:
     need(len(table), "a pruned or healed model")
     several_counts = table.loc[:, "removed"].nunique() > 1
     recipes = sorted(set(table["recipe"]) - {""})
-    colours = {recipe: CYCLE[i % len(CYCLE)] for i, recipe in enumerate(recipes)}
-    markers = {recipe: MARKERS[i % len(MARKERS)] for i, recipe in enumerate(recipes)}
+    looks = {recipe: look(i) for i, recipe in enumerate(recipes)}
+    colours = {recipe: own["color"] for recipe, own in looks.items()}
+    markers = {recipe: own["marker"] for recipe, own in looks.items()}
     lines, ticks, y = [], [], 0.0
     with house_style():
         groups: Any = table.groupby(["removed", "metric"], sort=False)  # keys are typed as Hashable only

@@ -84,7 +84,7 @@ def healing_study(run: Run, *, width: str = "double") -> Figure:
     need(len(runs), "a healed model")
     means, dense = recipe_means(runs), dense_loss(run)
     models, recipes = list(dict.fromkeys(runs["model"])), list(dict.fromkeys(sorted(runs["recipe"])))
-    looks = {name: _look(place) for place, name in enumerate(recipes)}
+    looks = {name: look(place) for place, name in enumerate(recipes)}
     with house_style():
         figure, axes = new_figure(width, 0.7 + 2.5 * len(models), nrows=len(models), ncols=2)
         for (left, right), model in zip(axes, models, strict=True):
@@ -108,11 +108,14 @@ def healing_study(run: Run, *, width: str = "double") -> Figure:
             right.set_ylabel("held-out loss (nats a token)")
             right.set_xscale("log")
             right.set_xlabel("learning rate")
-        _legend(figure, looks, dense=dense is not None, columns=3 if width == "single" else 7)
+        recipe_legend(
+            figure, looks, before=True, dense=dense is not None, columns=3 if width == "single" else 7
+        )
         return figure
 
 
-def _look(place: int) -> dict[str, Any]:
+def look(place: int) -> dict[str, Any]:
+    """Colour, marker and dashes of the curve in this place: no two alike among the first 36."""
     step = place // len(CYCLE)
     return {
         "color": CYCLE[place % len(CYCLE)],
@@ -144,11 +147,15 @@ def _curves(
     axis.fill_between(found.index, found["min"], found["max"], color=look["color"], alpha=0.2, linewidth=0)
 
 
-def _legend(figure: Figure, looks: dict[str, dict[str, Any]], *, dense: bool, columns: int) -> None:
+def recipe_legend(
+    figure: Figure, looks: dict[str, dict[str, Any]], *, before: bool, dense: bool, columns: int
+) -> None:
+    """Below the figure: the look of each recipe, of the loss before healing and of the dense one."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
-    handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=":", label="not healed"))
+    if before:
+        handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=":", label="not healed"))
     if dense:
         handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=(0, (4, 2)), label="not pruned"))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)

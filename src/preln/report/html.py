@@ -12,13 +12,21 @@ import yaml
 
 from preln.base.errors import require
 from preln.report import views
+from preln.report.compare import side_by_side
+from preln.report.costs import cost_view
+from preln.report.explorer import explorer
 from preln.report.figures import Exhibit
+from preln.report.healing_exhibits import shown_outcomes
+from preln.report.healing_means import crowded
 from preln.report.ledger_view import flatten, ledger_views
 from preln.report.load import Run
+from preln.report.pairing import paired_view
 from preln.report.style import inline_svg
+from preln.report.summary import outcomes, tasks
 from preln.theory.ledger import family_rows
 
 TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = ("script.js", "panels.js", "explorer.js")
 
 
 def render_page(runs: Sequence[tuple[Run, list[Exhibit]]], out: Path) -> str:
@@ -45,11 +53,14 @@ def render_page(runs: Sequence[tuple[Run, list[Exhibit]]], out: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    views_of = [_run_view(run, shown, f"r{i}", out) for i, (run, shown) in enumerate(runs, 1)]
     # The hash must be of the script as it stands between its tags, so the template adds nothing around it.
-    script = (TEMPLATES / "script.js").read_text(encoding="utf-8").strip()
+    script = "\n".join((TEMPLATES / name).read_text(encoding="utf-8").strip() for name in SCRIPTS)
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8").strip()
     return environment.get_template("index.html.j2").render(
-        runs=[_run_view(run, shown, f"r{i}", out) for i, (run, shown) in enumerate(runs, 1)],
+        runs=views_of,
+        compared=side_by_side([run for run, _ in runs], views_of),
+        explorer=explorer([run for run, _ in runs]),
         title=_title([run for run, _ in runs]),
         signs=views.SIGNS,
         script=Markup(script),
@@ -71,12 +82,17 @@ def _run_view(run: Run, shown: list[Exhibit], prefix: str, out: Path) -> dict[st
         "unfinished": run.manifest.get("status") not in (None, "finished"),
         "summary": views.summary(run),
         "verdicts": views.verdict_views(run, prefix),
-        "outcomes": views.outcome_rows(run),
-        "tasks": views.task_grid(run),
+        "outcomes": views.outcome_rows(shown_outcomes(run)),
+        "each_outcome": views.outcome_rows(outcomes(run)) if crowded(run) else [],
+        "tasks": views.task_grid(tasks(run)),
+        "paired": paired_view(run),
+        "costs": cost_view(run),
+        "no_pairs": run.layers is not None and (run.pairs is None or not len(run.pairs)),
         "families": family_rows(run.claims),
         "ledger": ledger,
         "statuses": list(dict.fromkeys(entry["status"] for entry in ledger)),
         "kinds": list(dict.fromkeys(entry["kind"] for entry in ledger)),
+        "evidence": sorted({kind for entry in ledger for kind in entry["kinds"]}),
         "figures": [_figure_view(exhibit, prefix) for exhibit in shown],
         "agreement": views.agreement_rows(run),
         "manifest": list(flatten(run.manifest)),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from preln.report.load import Run
+from preln.report.typeset import typeset
 from preln.report.views import slug, status_class
 
 
@@ -37,11 +38,12 @@ def ledger_views(run: Run, prefix: str) -> list[dict[str, Any]]:
         corrections = sorted({str(d) for d in (_detail(item).get("corrected_by") for item in against) if d})
         entries.append(
             {
-                **{key: str(claim.get(key) or "") for key in ("id", "title", "statement", "source")},
+                **{key: str(claim.get(key) or "") for key in ("id", "title", "source")},
+                "statement": typeset(str(claim.get("statement") or "")),
                 **{"anchor": f"{prefix}-claim-{slug(str(claim['id']))}", "kind": str(kind), "status": status},
                 **{
                     "class": status_class(status),
-                    "assumptions": [str(a) for a in claim.get("assumptions") or []],
+                    "assumptions": [typeset(str(a)) for a in claim.get("assumptions") or []],
                 },
                 **{"uses": _links(claim.get("uses") or [], known, prefix)},
                 **{"corrected": _links(corrections, known, prefix)},

@@ -24,6 +24,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "scores.parquet": ("metric", "layer", "score", "rank"),
     "damage.parquet": ("layer", "loss", "delta"),
     "training.parquet": ("step", "tokens", "split", "loss"),
+    "documents.parquet": ("task", "doc_id", "doc_hash", "acc"),
 }
 STATUSES_OF_THEOREMS = ("proved", "refuted", "open")
 STATUSES_OF_HYPOTHESES = ("supported", "unsupported", "inconclusive", "untested")
@@ -59,6 +60,7 @@ class Run:
         heals: one `result.json` a heal step, with the step's `id`.
         training: all `training.parquet` stacked, after columns `id`, `metric`, `removed`, `recipe`.
         evaluations: one `results.json` an evaluate step, with the step's `id`.
+        documents: outcomes of single documents, by the evaluate step's `id`.
         verdicts: the decided hypotheses.
     """
 
@@ -76,6 +78,7 @@ class Run:
     heals: tuple[dict[str, Any], ...] = ()
     training: pd.DataFrame | None = None
     evaluations: tuple[dict[str, Any], ...] = ()
+    documents: dict[str, pd.DataFrame] = field(default_factory=dict)
     verdicts: tuple[dict[str, Any], ...] = field(default=())
 
 
@@ -110,6 +113,7 @@ def load_run(path: str | Path) -> Run:
 def _tables(steps: tuple[Step, ...]) -> dict[str, Any]:
     found: dict[str, Any] = {"claims": (), "prunes": (), "heals": (), "evaluations": (), "verdicts": ()}
     training: list[pd.DataFrame] = []
+    documents: dict[str, pd.DataFrame] = {}
     for step in steps:
         match step.kind:
             case "verify":
@@ -131,11 +135,13 @@ def _tables(steps: tuple[Step, ...]) -> dict[str, Any]:
                     training.append(_labelled(curve, result[0]))
             case "evaluate":
                 found["evaluations"] += _result(step, "results.json", need=("tasks",))
+                rows = _frame(step, "documents.parquet")
+                documents |= {} if rows is None else {step.id: rows}
             case "decide":
                 found["verdicts"] += _records(step, "verdicts.json", "verdicts", need=("id", "status"))
     if training:
         found["training"] = pd.concat(training, ignore_index=True)
-    return found
+    return found | {"documents": documents}
 
 
 def _labelled(curve: pd.DataFrame, result: dict[str, Any]) -> pd.DataFrame:

@@ -46,7 +46,7 @@ def outcomes(run: Run) -> pd.DataFrame:
     before: dict[tuple[int, str], float] = {}
     for prune in run.prunes:
         drop = prune["drop"]
-        before[len(drop), str(prune["metric"])] = _number(prune["loss"])
+        before[len(drop), str(prune["metric"])] = numeric(prune["loss"])
         rows.append(
             {
                 **{
@@ -55,12 +55,12 @@ def outcomes(run: Run) -> pd.DataFrame:
                     "removed": len(drop),
                     "blocks": ranges(drop),
                 },
-                **{key: _number(prune.get(key)) for key in ("loss", "low", "high", "dense_loss", "tokens")},
+                **{key: numeric(prune.get(key)) for key in ("loss", "low", "high", "dense_loss", "tokens")},
             }
         )
     for heal in run.heals:
-        drop, loss = heal["drop"], _number(heal["loss_after"])
-        before.setdefault((len(drop), str(heal["metric"])), _number(heal.get("loss_before")))
+        drop, loss = heal["drop"], numeric(heal["loss_after"])
+        before.setdefault((len(drop), str(heal["metric"])), numeric(heal.get("loss_before")))
         rows.append(
             {
                 **{
@@ -71,7 +71,7 @@ def outcomes(run: Run) -> pd.DataFrame:
                 },
                 **{"recipe": str(heal["recipe"]), "loss": loss},
                 **{
-                    key: _number(heal.get(key))
+                    key: numeric(heal.get(key))
                     for key in ("learning_rate", "low", "high", "trainable_parameters", "tokens", "seconds")
                 },
             }
@@ -104,7 +104,7 @@ def outcomes(run: Run) -> pd.DataFrame:
 
 def dense_loss(run: Run) -> float | None:
     """Loss of the model before pruning, as the first prune step measured it; None if no step says."""
-    values = [_number(prune.get("dense_loss")) for prune in run.prunes]
+    values = [numeric(prune.get("dense_loss")) for prune in run.prunes]
     if not values and run.damage is not None and len(run.damage):
         values = [float((run.damage["loss"] - run.damage["delta"]).iloc[0])]
     values = [value for value in values if math.isfinite(value)]
@@ -117,7 +117,7 @@ def tasks(run: Run) -> pd.DataFrame:
     for evaluation in run.evaluations:
         model = str(evaluation.get("model", evaluation["id"]))
         for task, numbers in sorted(evaluation["tasks"].items()):
-            row = {key: _number(numbers.get(key)) for key in TASK_COLUMNS[2:]}
+            row = {key: numeric(numbers.get(key)) for key in TASK_COLUMNS[2:]}
             rows.append({"model": model, "task": str(task), **row})
     return pd.DataFrame(rows, columns=TASK_COLUMNS)
 
@@ -129,7 +129,7 @@ def verdict_table(run: Run) -> pd.DataFrame:
         low, high = interval(verdict)
         row = {key: verdict.get(key) for key in VERDICT_COLUMNS}
         row |= {"low": low, "high": high}
-        row |= {key: _number(verdict.get(key)) for key in ("value", "threshold", "n")}
+        row |= {key: numeric(verdict.get(key)) for key in ("value", "threshold", "n")}
         rows.append(row)
     return pd.DataFrame(rows, columns=VERDICT_COLUMNS)
 
@@ -148,7 +148,7 @@ def interval(record: dict[str, Any]) -> tuple[float, float]:
     """The `interval` of a verdict as two numbers, NaN where there is none."""
     pair = record.get("interval")
     if isinstance(pair, list | tuple) and len(pair) == 2:
-        return _number(pair[0]), _number(pair[1])
+        return numeric(pair[0]), numeric(pair[1])
     return math.nan, math.nan
 
 
@@ -195,7 +195,8 @@ def ranges(blocks: list[int]) -> str:
     return ", ".join(f"{part[0]}" if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in parts)
 
 
-def _number(value: Any) -> float:
+def numeric(value: Any) -> float:
+    """A stored number as a float; NaN for what is none, True and False included."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 

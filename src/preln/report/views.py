@@ -11,9 +11,11 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from preln.report.healing_exhibits import shown_outcomes
 from preln.report.load import STATUSES_OF_HYPOTHESES, STATUSES_OF_THEOREMS, Run
-from preln.report.summary import agreement, dense_loss, hypothesis_name, interval, outcomes, tasks
+from preln.report.summary import agreement, dense_loss, hypothesis_name, interval
 from preln.report.tables import number
+from preln.report.typeset import typeset
 
 SIGNS = {
     "proved": "✓",
@@ -25,7 +27,8 @@ SIGNS = {
     "untested": "–",
 }
 
-_VERDICT_TEXTS = ("id", "status", "statement", "statistic", "meaning", "expected", "note")
+_VERDICT_TEXTS = ("id", "status", "statistic", "expected")
+_VERDICT_FORMULAS = ("statement", "meaning", "note")
 
 
 def slug(text: str) -> str:
@@ -73,7 +76,7 @@ def summary(run: Run) -> str:
         parts.append(f"Theorems: {', '.join(theorems)}.")
     if hypotheses:
         parts.append(f"Hypotheses on this model: {', '.join(hypotheses)}.")
-    table, dense = outcomes(run), dense_loss(run)
+    table, dense = shown_outcomes(run), dense_loss(run)
     if dense is not None:
         parts.append(f"The whole model's loss is {number(dense)} nats a token.")
     for stage, words in (("pruned", "before healing"), ("healed", "after healing")):
@@ -91,7 +94,7 @@ def verdict_views(run: Run, prefix: str) -> list[dict[str, Any]]:
     """The verdicts as cards; evidence links to the file's row under provenance if the run has the file."""
     vouched = {f"{step.folder.name}/{name}" for step in run.steps for name in step.files}
     cards = []
-    for verdict in run.verdicts:
+    for place, verdict in enumerate(run.verdicts, 1):
         low, high = interval(verdict)
         links = [
             {"text": str(name), "href": f"#{prefix}-file-{slug(str(name))}" if name in vouched else None}
@@ -100,7 +103,9 @@ def verdict_views(run: Run, prefix: str) -> list[dict[str, Any]]:
         cards.append(
             {
                 **{key: str(verdict.get(key) or "") for key in _VERDICT_TEXTS},
+                **{key: typeset(str(verdict.get(key) or "")) for key in _VERDICT_FORMULAS},
                 "name": hypothesis_name(verdict),
+                "anchor": f"{prefix}-verdict-{place}",
                 "class": status_class(verdict["status"]),
                 "evidence": links,
                 "value_text": number(verdict.get("value")),
@@ -126,9 +131,8 @@ def gauge(value: Any, low: float, high: float, threshold: Any) -> dict[str, floa
     return dict(zip(("value", "low", "high", "threshold"), (round(spot, 2) for spot in spots), strict=True))
 
 
-def outcome_rows(run: Run) -> list[dict[str, Any]]:
+def outcome_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The outcome table as text, with the rise over the dense loss and marks on the best of each stage."""
-    table = outcomes(run)
     best: Any = table.groupby("stage")["loss"].min()  # a Series, typed as a scalar too
     rows = []
     for row in table.to_dict("records"):
@@ -151,9 +155,12 @@ def outcome_rows(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def task_grid(run: Run) -> dict[str, Any] | None:
-    """Accuracy by model and task as text, with the plain mean over tasks; None without evaluations."""
-    table = tasks(run)
+def task_grid(table: pd.DataFrame) -> dict[str, Any] | None:
+    """Accuracy by model and task as text, with the plain mean over tasks; None without evaluations.
+
+    Args:
+        table: as :func:`preln.report.summary.tasks` makes it, of one run or of several with other names.
+    """
     if not len(table):
         return None
     names = sorted(table["task"].unique())

@@ -48,6 +48,15 @@ class Evidence:
     detail: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.detail, dict):
+            given = type(self.detail).__name__
+            raise InputError(f"evidence of kind {self.kind!r}: its detail is {given}: give a dictionary")
+        controls = self.detail.get("negative_controls", [])
+        if not isinstance(controls, list) or not all(_is_control(c) for c in controls):
+            raise InputError(
+                f"evidence of kind {self.kind!r}: its negative_controls are no list of "
+                "{'name': text, 'rejected': True or False}: make them with preln.theory.mutation.control"
+            )
         if self.kind not in EVIDENCE_KINDS:
             raise InputError(
                 f"evidence kind {self.kind!r} is unknown: use one of {', '.join(EVIDENCE_KINDS)}"
@@ -63,6 +72,12 @@ class Evidence:
     def as_dict(self) -> dict[str, Any]:
         """Return the evidence as plain data for the ledger."""
         return {"kind": self.kind, "outcome": self.outcome, "detail": self.detail}
+
+
+def _is_control(control: Any) -> bool:
+    """Tell whether a negative control has what the ledger and its tables read."""
+    named = isinstance(control, Mapping) and isinstance(control.get("name"), str)
+    return named and isinstance(control.get("rejected"), bool)
 
 
 @dataclass(frozen=True)
@@ -91,8 +106,18 @@ class Registry(dict[str, Claim]):
         """Register a claim.
 
         Raises:
-            InputError: the ID is taken, or a field has a value outside the vocabulary.
+            InputError: the ID is taken, or a field is no text or has a value outside the vocabulary.
         """
+        for name in ("id", "title", "statement", "source"):
+            text = getattr(new, name)
+            lines = len(text.splitlines()) if isinstance(text, str) and text.strip() else 0
+            if lines == 0 or (name in ("id", "title") and lines > 1):
+                raise InputError(f"claim {new.id!r}: its {name} is {text!r}: give a line of text")
+        for name in ("assumptions", "uses"):
+            if not all(isinstance(text, str) for text in getattr(new, name)):
+                raise InputError(f"claim {new.id!r}: its {name} are not all text: give a list of lines")
+        if not callable(new.decide):
+            raise InputError(f"claim {new.id!r}: what decides it is no function: decorate a function")
         if new.id in self:
             raise InputError(
                 f"claim {new.id} is registered twice: an ID is unique and permanent, choose another"

@@ -11,6 +11,7 @@ from preln.experiment.estimate.demands import Desk
 from preln.experiment.estimate.hardware import HERE, Hardware, find_hardware
 from preln.experiment.estimate.workload import Demand, Load
 from preln.experiment.outline import outline
+from preln.experiment.placement import PlacementStudy
 from preln.experiment.study import Study
 from preln.heal import get_recipe
 from preln.models.configs import meta_model, read_config
@@ -81,7 +82,7 @@ def seconds(load: Load, machine: Hardware, dtype: str, *, shared: int = 1) -> fl
     return max(device, load.calls * CALL) + load.disk / machine.disk + load.hashed / HASHED + load.fixed
 
 
-def estimate(study: Study, hardware: str | Hardware = HERE) -> dict[str, Any]:
+def estimate(study: Study | PlacementStudy, hardware: str | Hardware = HERE) -> dict[str, Any]:
     """Operations, memory, disk and time of every step, and in total; no weights are loaded.
 
     Blocks that a criterion will choose are not known: a pruned model is taken to lack the last ones, which
@@ -100,6 +101,10 @@ def estimate(study: Study, hardware: str | Hardware = HERE) -> dict[str, Any]:
         InputError: An unknown model or machine, more blocks to go than there are, or a model whose products
             shapes do not tell.
     """
+    if not isinstance(study, Study):
+        raise InputError(
+            f"{study.name}: models trained from scratch are not sized up: use `preln run --dry-run`"
+        )
     dtype = "bfloat16" if study.dtype == "auto" else study.dtype
     known = read_config(study.model)
     machine = hardware if isinstance(hardware, Hardware) else find_hardware(hardware, dtype)

@@ -7,11 +7,13 @@ document.querySelectorAll("[data-ledger]").forEach(function (ledger) {
   function apply() {
     var status = form.elements.status.value;
     var kind = form.elements.kind.value;
+    var evidence = form.elements.evidence.value;
     var words = form.elements.words.value.trim().toLowerCase();
     var shown = 0;
     entries.forEach(function (entry) {
       var fits = (!status || entry.dataset.status === status)
         && (!kind || entry.dataset.kind === kind)
+        && (!evidence || entry.dataset.evidence.split(" ").indexOf(evidence) !== -1)
         && (!words || entry.textContent.toLowerCase().indexOf(words) !== -1);
       entry.hidden = !fits;
       if (fits) { shown += 1; }

@@ -1,0 +1,61 @@
+"""Ctrl-C: once ends the work in order, twice ends the process at once; nothing half-written stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from preln.base.staging import abandon
+
+_AGAIN_S = 0.05
+_LINE = b"preln: interrupted twice: stopped at once, finished work is kept, the same command continues\n"
+
+
+def taken(code: int) -> list[bool]:
+    """Take over this process's interrupts until it ends.
+
+    The first raises ``KeyboardInterrupt``, as Python does. Raised where no exception can travel (a finaliser,
+    a callback of C code), which Python would print and forget, it is raised again a moment later. The second
+    removes what the process was writing and ends it with ``code`` and one line, also while it shuts down.
+
+    Args:
+        code: Exit code of a process that was interrupted twice.
+
+    Returns:
+        A list that holds an entry for every interrupt, so that its truth says whether there was one. It stays
+        empty where interrupts are ignored or belong to somebody else, who is left to them.
+    """
+    pressed: list[bool] = []
+    main = threading.main_thread()
+    if threading.current_thread() is not main:
+        return pressed
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return pressed
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        pressed.append(True)
+        if len(pressed) > 1:
+            abandon()
+            os.write(2, _LINE)
+            os._exit(code)
+        raise KeyboardInterrupt
+
+    former = sys.unraisablehook
+
+    def on_unraisable(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            former(unraisable)
+            return
+        pressed.clear()  # it was not heard
+        # a signal, since nothing less ends a call that waits
+        again = threading.Timer(_AGAIN_S, signal.pthread_kill, (main.ident, signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    signal.signal(signal.SIGINT, on_signal)
+    sys.unraisablehook = on_unraisable
+    return pressed

@@ -1,0 +1,253 @@
+"""Memory that runs out, Ctrl-C once and twice, a clock that jumps: told in one line, and nothing is lost."""
+
+import ast
+import itertools
+import json
+import os
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import preln
+from preln import cli
+from preln.base import faults
+from preln.base.locks import claimed_folder
+from preln.experiment import RunStore
+from preln.experiment import steps as work
+
+from . import commands
+
+pytestmark = pytest.mark.integration
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+SHORTAGES = [
+    (MemoryError(), "memory ran out:"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"), "2.5 GiB more"),
+    (
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4194304 bytes."),
+        "4.00 MiB",
+    ),
+    (MemoryError("Unable to allocate 7.45 GiB for an array with shape (10,)"), "7.45 GiB more"),
+]
+
+
+@pytest.mark.parametrize(("error", "amount"), SHORTAGES)
+def test_memory_that_runs_out_in_a_step_is_told_by_its_name_and_the_run_continues(
+    error, amount, prepared, undisturbed, disk, tmp_path, capsys, monkeypatch
+):
+    expected, _ = undisturbed("run", disk)
+    words = [*commands.commands(prepared)["run"], "--out", str(tmp_path / "out")]
+    calls, original = itertools.count(), work.perplexity
+
+    def short(*args, **kwargs):
+        if next(calls) == 1:
+            raise error
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(work, "perplexity", short)
+    assert cli.main(words) == 2
+    line = commands.one_line(capsys.readouterr().err)
+    assert "step prune-block_influence-1: " in line and amount in line and "data.evaluation.length" in line
+    assert commands.unfinished(tmp_path) == []
+    kept = sorted(path.parent.name for path in (tmp_path / "out").glob("*/step.json"))
+    assert kept == ["damage", "probe", "prune-reverse-1", "score"]
+    before = {name: RunStore(tmp_path / "out").verified(name) for name in kept}
+    assert cli.main(words) == 0
+    assert {name: RunStore(tmp_path / "out").verified(name) for name in kept} == before
+    assert commands.results(tmp_path / "out") == expected
+
+
+def test_other_errors_of_a_step_are_not_called_a_lack_of_memory(prepared, tmp_path, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(work, "perplexity", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        cli.main([*commands.commands(prepared)["run"], "--out", str(tmp_path / "out")])
+    assert commands.unfinished(tmp_path) == []
+    assert not faults.is_out_of_memory(preln.InputError("out of memory"))
+
+
+def test_memory_that_really_runs_out(prepared, tmp_path):
+    """With little more than what the process has, a large batch is refused by the allocator itself."""
+
+    def limit():
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + 48 * 2**20, resource.RLIM_INFINITY))
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("this system does not tell how much memory is mapped")
+    data = ["--data", str(prepared / "text.jsonl"), "--sequences", "64", "--length", "256"]
+    words = ["probe", commands.MODEL, *data, "--measures", "stream", "--out", str(tmp_path / "out")]
+    ended = commands.carry_out([*words, "--batch-size", "64"], tmp_path, limit)
+    assert ended.code == 2, ended
+    line = commands.one_line(ended.errors)
+    assert "probe: memory ran out, " in line and "lower --batch-size" in line
+    assert list(tmp_path.iterdir()) == []
+    assert commands.carry_out([*words, "--batch-size", "2"], tmp_path).code == 0
+
+
+@pytest.mark.parametrize("verb", commands.VERBS)
+def test_ctrl_c_once_and_twice_at_any_moment(verb, prepared, undisturbed, disk, tmp_path, quick_figures):
+    expected, _ = undisturbed(verb, disk)
+    words = [*commands.commands(prepared)[verb], "--out", str(tmp_path / "whole")]
+    began = time.perf_counter()
+    assert commands.carry_out(words, tmp_path).code == 0
+    seconds, rng, heard = time.perf_counter() - began, random.Random(verb), 0
+    tries = 20 if THOROUGH else 2 if verb in ("run", "report") else 3
+    for number, presses in itertools.product(range(tries), (1, 2)):
+        folder = tmp_path / f"{number}-{presses}"
+        folder.mkdir()
+        words = [*commands.commands(prepared)[verb], "--out", str(folder / "out")]
+        process = commands.Process(words, folder)
+        time.sleep(rng.uniform(0.02, 0.9) * seconds)
+        for _ in range(presses):
+            process.signal(signal.SIGINT)
+            time.sleep(rng.uniform(0.0, 0.03))
+        ended = process.wait()
+        assert ended.code in (0, 130), ended
+        if ended.code == 130:
+            heard += 1
+            assert "the same command continues" in commands.one_line(ended.errors)
+        assert commands.unfinished(folder) == [], ended
+        assert ended.code == 0 or verb in ("run", "report") or not (folder / "out").exists()
+        if ended.code == 130 and presses == 1:
+            assert cli.main(words) == 0
+            assert commands.results(folder / "out") == expected
+    assert heard >= 1
+
+
+def test_a_second_ctrl_c_does_not_wait_for_what_the_first_waits_for(tmp_path):
+    """Work that ends slowly, and work that hides the interrupt, both stop at the second."""
+
+    def slow(_arguments):
+        from preln.base.files import staged_directory
+
+        with staged_directory(tmp_path / "result") as folder:
+            (folder / "half").write_text("x")
+            (tmp_path / "ready").write_text("x")
+            while True:
+                try:
+                    time.sleep(30)
+                except KeyboardInterrupt:
+                    (tmp_path / "hidden").write_text("x")
+
+    def first():
+        slow.__name__ = "sources"
+        cli.sources = slow
+
+    process = commands.Process(["sources"], tmp_path, first)
+    for name in ("ready", "hidden"):
+        while not (tmp_path / name).exists():
+            time.sleep(0.01)
+        time.sleep(0.05)
+        began = time.monotonic()
+        process.signal(signal.SIGINT)
+    ended = process.wait()
+    assert ended.code == 130 and time.monotonic() - began < 20
+    assert "twice" in commands.one_line(ended.errors)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hidden", "ready"]
+
+
+def test_an_interrupt_that_cannot_be_raised_is_raised_a_moment_later(tmp_path):
+    """In a finaliser Python would print a traceback and go on."""
+
+    class Final:
+        def __del__(self):
+            (tmp_path / "ready").write_text("x")
+            time.sleep(30)
+
+    def slow(_arguments):
+        Final()
+        time.sleep(30)
+        return {}, 0
+
+    def first():
+        slow.__name__ = "sources"
+        cli.sources = slow
+
+    process = commands.Process(["sources"], tmp_path, first)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    time.sleep(0.05)
+    began = time.monotonic()
+    process.signal(signal.SIGINT)
+    ended = process.wait()
+    assert ended.code == 130 and time.monotonic() - began < 20  # both sleeps are cut short
+    assert "the same command continues" in commands.one_line(ended.errors)
+
+
+def test_a_program_that_calls_the_command_line_keeps_its_own_interrupts(capsys):
+    before = signal.getsignal(signal.SIGINT)
+    assert cli.main(["sources"]) == 0
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_clock_that_jumps_changes_nothing(prepared, undisturbed, disk, tmp_path, capsys, monkeypatch):
+    expected, _ = undisturbed("run", disk)
+    out = tmp_path / "out"
+    words = [*commands.commands(prepared)["run"], "--out", str(out)]
+    day, tick = 86400.0, itertools.count()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + (-1) ** next(tick) * 9 * day)
+    dates = itertools.cycle(["2031-01-01T00:00:00+00:00", "1999-01-01T00:00:00+00:00"])
+    monkeypatch.setattr("preln.experiment.run.now", lambda: next(dates))
+    monkeypatch.setattr("preln.base.provenance.now", lambda: next(dates))
+    original = work.heal_step
+
+    def stop(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, "heal_step", stop)
+    assert cli.main(words) == 130
+    for number, path in enumerate(sorted(out.rglob("*"))):  # as files of a machine with another clock
+        stamp = real() + (-1) ** number * 400 * day
+        os.utime(path, (stamp, stamp))
+    monkeypatch.setattr(work, "heal_step", original)
+    began = time.perf_counter()
+    assert cli.main([*words, "--json"]) == 0
+    elapsed = time.perf_counter() - began
+    said = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert 0 <= said["seconds"] <= elapsed
+    assert said["reused"] == 5 and said["ran"] == ["heal-reverse-1-partial-1", "decide"]
+    for record in out.glob("*/step.json"):
+        assert 0 <= json.loads(record.read_text())["seconds"] < 600
+    assert commands.results(out) == expected
+
+
+def test_a_lock_has_no_age(tmp_path, prepared, capsys):
+    """An old file that nobody holds does not keep anybody out; a held one does, however old it looks."""
+    words = [*commands.commands(prepared)["evaluate"], "--out", str(tmp_path / "out")]
+    lock = tmp_path / ".out.lock"
+    for stamp in (0, 4e9):
+        with claimed_folder(tmp_path / "out"):
+            os.utime(lock, (stamp, stamp))
+            assert cli.main(words) == 2
+            assert "another command is writing there" in commands.one_line(capsys.readouterr().err)
+    lock.write_text("")
+    os.utime(lock, (0, 0))
+    assert cli.main(words) == 0
+    assert commands.unfinished(tmp_path) == []
+
+
+def test_no_decision_is_taken_by_the_wall_clock():
+    """``time.time`` is nowhere; a date is only written down, a file's time only names a converted model."""
+    root = Path(cli.__file__).parent
+    found = set()
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                owner = ast.unparse(node.value)
+                if (owner, node.attr) == ("time", "time") or node.attr in (
+                    "getmtime",
+                    "st_mtime",
+                    "st_mtime_ns",
+                ):
+                    found.add((path.relative_to(root).as_posix(), node.attr))
+                if node.attr in ("now", "utcnow", "today") and "date" in owner:
+                    found.add((path.relative_to(root).as_posix(), node.attr))
+    assert found == {("base/provenance.py", "now"), ("models/load.py", "st_mtime_ns")}
