@@ -14,6 +14,7 @@ from preln.base.errors import InputError
 from preln.data.gold import GoldAnswer
 from preln.evaluate import gold_bits, sentences
 from preln.experiment import asking, read_study, run_study, study_schema
+from preln.heal.cost.operations import operations
 from preln.models import drop_blocks
 from preln.prune import read_plan
 
@@ -95,6 +96,11 @@ def test_a_study_asks_its_models_and_decides(asked_values, write_yaml, tmp_path,
     assert result["steps"] == 3  # one epoch of six windows in twos
 
     model, tokenizer = load_model("tiny:llama:6")
+    small = drop_blocks(model, [4, 5])
+    share = pd.read_parquet(out / "heal-reverse-0.34-partial-1" / "training.parquet")
+    assert result["tokens"] == share["tokens"].max()
+    full = operations(small, "full", length=167, supervised=1).total * result["tokens"]
+    assert 0 < result["operations"] < full
     direct = gold_bits(drop_blocks(model, [4, 5]), tokenizer, {k: v[:4] for k, v in GOLD.items()})
     stored = pd.read_parquet(out / "answer-prune-reverse-0.34" / "documents.parquet")
     pd.testing.assert_frame_equal(stored, direct)

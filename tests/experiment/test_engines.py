@@ -177,7 +177,7 @@ def test_a_lost_node_loses_no_result(study, expected, cluster, tmp_path):
 
 
 def test_a_step_that_fails_says_so_in_one_line(study_values, write_yaml, tmp_path):
-    study_values["prune"]["protect"] = "nowhere"
+    study_values["prune"]["drop"] = [6]
     study_values |= {"heal": [], "hypotheses": []}
     words = ["run", str(write_yaml(study_values)), "--out", str(tmp_path / "run"), "--engine", "ray"]
     done = subprocess.run(
@@ -186,7 +186,7 @@ def test_a_step_that_fails_says_so_in_one_line(study_values, write_yaml, tmp_pat
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("preln: ") and "nowhere" in last
+    assert last.startswith("preln: ") and "drop 6" in last
     for kept in ("probe", "score", "damage"):  # what ran beside it was let finish
         assert (tmp_path / "run" / kept / "step.json").is_file()
     assert not list((tmp_path / "run").glob("*prune*"))

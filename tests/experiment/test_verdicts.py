@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from preln.experiment.sections import Pruning
 from preln.experiment.statistics.damage import (
     last_block,
     predicts_first_order,
@@ -65,7 +66,7 @@ class Run:
 
     def __init__(self, root):
         self.root = root
-        prune = SimpleNamespace(metrics=("reverse", "block_influence", "random"), drop=(2,))
+        prune = Pruning(metrics=("reverse", "block_influence", "random"), drop=(2,))
         self.study = SimpleNamespace(seed=0, prune=prune)
 
     def path(self, step, file):

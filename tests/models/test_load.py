@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from preln import load_model
 from preln.base.errors import InputError
@@ -55,7 +56,14 @@ def test_a_missing_tensor_is_refused(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     config["num_hidden_layers"] = 5
     (checkpoint / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"disagree at 'model\.layers\.4"):
+    with pytest.raises(InputError, match=r"disagree at num_hidden_layers \(5 against at most 4\)"):
+        load_model(str(checkpoint))
+    config["num_hidden_layers"] = 4
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors["model.layers.2.mlp.up_proj.weight"]
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"disagree at 'model\.layers\.2\.mlp\.up_proj"):
         load_model(str(checkpoint))
 
 

@@ -98,9 +98,9 @@ def test_selections_are_compared_by_what_is_kept_and_by_place():
     published = published_table([SOURCE])
     table = selections(measured(), published, healed_by="partial-3").set_index("selection")
     assert list(table.index) == ["reverse", "taylor", "perplexity"]  # what was not published is left out
-    numbers = published[(published["metric"] == "reverse") & (published["share"] == 0.25)]
-    numbers = numbers[numbers["recipe"] == "reassess-lora"].set_index("model")["value"]
     plain = published[(published["statistic"] == "mean_acc") & published["method"].isna()]
+    numbers = plain[(plain["metric"] == "reverse") & (plain["share"] == 0.25)]
+    numbers = numbers[numbers["recipe"] == "reassess-lora"].set_index("model")["value"]
     dense = plain[plain["metric"].isna()].set_index("model")["value"]
     assert table.loc["reverse", "kept"] == pytest.approx((numbers / dense[numbers.index]).mean())
     assert table.loc["reverse", "models"] == 4

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from preln.base.errors import InputError
 from preln.base.files import write_json, write_parquet
 from preln.evaluate import perplexity
 from preln.experiment.lab import Lab
 from preln.experiment.sections import Cut, HealRun, Hypothesis
 from preln.experiment.statistics.losses import DENSE_ROW, damages
-from preln.heal import get_recipe, train
+from preln.heal import Examples, Recipe, get_recipe, train
+from preln.heal.cost.operations import operations
 from preln.models import anatomy, view
 from preln.probe import probe_tables, write_probe
 from preln.prune import depends_on_size, leave_one_out, make_plan, score, write_plan
@@ -147,6 +150,7 @@ def heal_step(lab: Lab, folder: Path, work: Path, *, pruned: str, run: HealRun) 
             "seed": run.seed,
             **{key: result.manifest[key] for key in (*taken, "peak_memory_bytes", "cache")},
             "forward_seconds_per_token": forward,
+            "operations": _operations(lab, pruned, recipe, result.manifest),
             "validation_before": result.manifest["loss_before"],
             "validation_after": result.manifest["loss_after"],
             "loss_before": before["loss"],
@@ -156,6 +160,29 @@ def heal_step(lab: Lab, folder: Path, work: Path, *, pruned: str, run: HealRun) 
             "perplexity": measured.as_dict()["perplexity"],
         },
     )
+
+
+def _operations(lab: Lab, pruned: str, recipe: Recipe, told: dict[str, Any]) -> float | None:
+    """Operations of a run's updates and of the pass that stored states; None where shapes do not tell."""
+    tokens = lab.tokens["healing"]
+    if isinstance(tokens, Examples):
+        length, supervised = tokens.input_ids.shape[1], Fraction(tokens.supervised, tokens.input_ids.numel())
+    else:
+        length = tokens.shape[1]
+        supervised = Fraction(length - 1, length)
+    try:
+        each = operations(
+            lab.pruned(pruned),
+            recipe,
+            length=length,
+            supervised=supervised,
+            cached=bool(told["cache"]),
+            drop=lab.result(f"prune-{pruned}")["drop"] if recipe.needs_drop else None,
+            teacher=lab.model if recipe.teacher else None,
+        )
+    except InputError:
+        return None
+    return (each.total + (each.prefix if told["cache"] else 0.0)) * told["tokens"]
 
 
 def decide_step(lab: Lab, folder: Path, _work: Path, *, hypotheses: tuple[Hypothesis, ...]) -> None:

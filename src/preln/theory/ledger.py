@@ -217,8 +217,10 @@ def _evidence(claim: Claim) -> tuple[Evidence, ...]:
         if not all(isinstance(e, Evidence) for e in found):
             raise TypeError("it must return pieces of Evidence")
     except Exception as error:
-        if family_of(claim) != OWN or isinstance(error, InputError):
+        if family_of(claim) != OWN:
             raise
+        if isinstance(error, InputError):
+            raise InputError(f"claim {claim.id}: {error}") from error
         raise InputError(
             f"claim {claim.id}: its function failed with {type(error).__name__}: {error}"
         ) from error
