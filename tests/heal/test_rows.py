@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from preln.base.errors import InputError
-from preln.heal.rows.encode import IGNORED, Encoded, encode_rows
+from preln.heal.rows.encode import IGNORED, Encoded
+from preln.heal.rows.encode import encode_rows as stream_rows
 from preln.models import tiny_tokenizer
 
 ALPACA = {"instruction": "Add.", "input": "1 2", "output": "3"}
@@ -49,6 +50,10 @@ TEMPLATES = {
         None,
     ),
 }  # fmt: skip
+
+
+def encode_rows(*given, **options):
+    return list(stream_rows(*given, **options))
 
 
 def _tokenizer(template: str | None, merges: list[tuple[str, str]] | None = None) -> Any:
@@ -244,3 +249,17 @@ def test_a_real_tokenizers_chat(smollm2: tuple[Any, Any]) -> None:
     (row,) = encode_rows([{"messages": TALK[1:]}], tokenizer)
     assert _supervised(row, tokenizer) == ["Hello.<|im_end|>", "Again?<|im_end|>"]
     assert row.ids == tokenizer.apply_chat_template(TALK[1:], tokenize=True, return_dict=False)
+
+
+def test_rows_are_encoded_as_they_are_asked_for():
+    asked = []
+
+    def rows():
+        for number in range(3):
+            asked.append(number)
+            yield {"text": f"row {number}"}
+
+    stream = stream_rows(rows(), _tokenizer(None))
+    assert asked == []
+    next(stream)
+    assert asked == [0]

@@ -9,11 +9,12 @@ Where one of these does not hold the row is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from preln.base.errors import InputError
+from preln.base.progress import track
 from preln.data import checked_row
 
 IGNORED = -100
@@ -67,8 +68,8 @@ def encode_rows(
     template: str = "auto",
     supervise: str = "response",
     name: str = "training data",
-) -> list[Encoded]:
-    """Rows of any form that :func:`preln.data.load_rows` knows, as tokens.
+) -> Iterator[Encoded]:
+    """Rows of any form that :func:`preln.data.load_rows` knows, as tokens, one by one as they are asked for.
 
     A text is ended by the end-of-sequence token and supervised everywhere. Every other form becomes a
     conversation (an Alpaca row's user says the instruction and, after a blank line, the input). Alpaca's
@@ -94,22 +95,21 @@ def encode_rows(
     if template == "auto":
         template = "chat" if own else "alpaca"
     added = frozenset(getattr(tokenizer, "added_tokens_decoder", ())) | frozenset(tokenizer.all_special_ids)
-    found = []
-    for index, raw in enumerate(rows):
-        where = f"{name}, row {index}"
+
+    def encoded(raw: Any, where: str) -> Encoded:
         row = checked_row(raw, where)
         if "text" in row:
             ids = _with_begin(tokenizer, row["text"]) + _end(tokenizer)
-            found.append(Encoded(ids, ids, text=True))
-            continue
+            return Encoded(ids, ids, text=True)
         if template == "alpaca":
             ids, labels = _alpaca(row, tokenizer, where)
         elif own:
             ids, labels = _chat(_messages(row), tokenizer, added, where)
         else:
             raise InputError(f"{where}: the tokenizer has no chat template: use template='alpaca'")
-        found.append(Encoded(ids, labels if supervise == "response" else ids))
-    return found
+        return Encoded(ids, labels if supervise == "response" else ids)
+
+    return (encoded(raw, f"{name}, row {index}") for index, raw in enumerate(track(rows, label="encode")))
 
 
 def _end(tokenizer: Any) -> list[int]:

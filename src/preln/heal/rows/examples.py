@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +122,8 @@ def as_examples(
     else:
         rows = _encoded(list(source), tokenizer, length, name, template=template, supervise=supervise)
         pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-        examples = pack(rows, length, pad=pad) if packed else padded(rows, length, pad=pad)
+        lay_out = pack if packed else padded
+        examples = lay_out(rows, length, pad=pad, name=name)
     low, high = int(examples.input_ids.min()), int(examples.input_ids.max())
     if low < 0 or (vocabulary is not None and high >= vocabulary):
         raise InputError(
@@ -136,20 +137,15 @@ def as_examples(
 
 def _encoded(
     rows: list[Mapping[str, Any]], tokenizer: Any, length: int, name: str, **options: str
-) -> list[Encoded]:
-    """Rows of dictionaries as tokens, of which at least one keeps a supervised token."""
+) -> Iterator[Encoded]:
+    """Rows of dictionaries as tokens, one by one."""
     if not rows:
         raise InputError(f"{name}: holds no rows: give at least one")
     if tokenizer is None:
         raise InputError(f"{name}: rows of text need the model's tokenizer: pass tokenizer=")
     if length < 2:
         raise InputError(f"length={length}: must be at least 2")
-    encoded = encode_rows(rows, tokenizer, name=name, **options)
-    if not any(row.pieces(length) for row in encoded):
-        raise InputError(
-            f"{name}: no row keeps a supervised token within length={length}: give a larger length"
-        )
-    return encoded
+    return encode_rows(rows, tokenizer, name=name, **options)
 
 
 def mixed_seed(seed: int, purpose: str, index: int) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -14,7 +15,7 @@ from preln.heal.rows.isolation import forward_inputs, isolates
 
 __all__ = ["forward_inputs", "isolates", "pack", "padded", "plan_windows"]
 
-Piece = tuple[list[int], list[int]]
+Piece = tuple[Sequence[int], Sequence[int]]
 
 
 def plan_windows(sizes: Sequence[int], length: int) -> list[list[int]]:
@@ -59,7 +60,7 @@ def plan_windows(sizes: Sequence[int], length: int) -> list[list[int]]:
     return sorted(sorted(window) for window in windows)
 
 
-def pack(rows: Sequence[Encoded], length: int, *, pad: int = 0) -> Examples:
+def pack(rows: Iterable[Encoded], length: int, *, pad: int = 0, name: str = "training data") -> Examples:
     """Whole rows packed into windows of at most ``length`` tokens, padded on the right.
 
     Nothing is lost but what :meth:`preln.heal.rows.encode.Encoded.pieces` cuts. The first token of a row is
@@ -69,10 +70,10 @@ def pack(rows: Sequence[Encoded], length: int, *, pad: int = 0) -> Examples:
     Raises:
         InputError: No row has a supervised token.
     """
-    pieces = _pieces(rows, length)
+    pieces = _pieces(rows, length, name)
     windows = plan_windows([len(ids) for ids, _ in pieces], length)
     if len(windows) == len(pieces):
-        return padded(rows, length, pad=pad)
+        return _laid_out([[piece] for piece in pieces], pad)
     shared = [[pieces[index] for index in window] for window in windows]
     examples = _laid_out(shared, pad)
     documents = torch.full_like(examples.labels, -1)
@@ -85,19 +86,24 @@ def pack(rows: Sequence[Encoded], length: int, *, pad: int = 0) -> Examples:
     return Examples(examples.input_ids, examples.labels, examples.attention_mask, documents)
 
 
-def padded(rows: Sequence[Encoded], length: int, *, pad: int = 0) -> Examples:
+def padded(rows: Iterable[Encoded], length: int, *, pad: int = 0, name: str = "training data") -> Examples:
     """A window for every row, or for every piece of a text, padded on the right.
 
     Raises:
         InputError: No row has a supervised token.
     """
-    return _laid_out([[piece] for piece in _pieces(rows, length)], pad)
+    return _laid_out([[piece] for piece in _pieces(rows, length, name)], pad)
 
 
-def _pieces(rows: Sequence[Encoded], length: int) -> list[Piece]:
-    pieces = [piece for row in rows for piece in row.pieces(length)]
+def _pieces(rows: Iterable[Encoded], length: int, name: str) -> list[Piece]:
+    """Pieces of all rows, four bytes a number: lists of whole numbers take ten times as much."""
+    pieces: list[Piece] = [
+        (array("i", ids), array("i", labels)) for row in rows for ids, labels in row.pieces(length)
+    ]
     if not pieces:
-        raise InputError(f"no row keeps a supervised token within length={length}: give a larger length")
+        raise InputError(
+            f"{name}: no row keeps a supervised token within length={length}: give a larger length"
+        )
     return pieces
 
 
