@@ -43,9 +43,9 @@ class Examples:
         return Examples(*(None if field is None else change(field) for field in fields))  # pyright: ignore
 
     def take(self, rows: Sequence[int] | Tensor) -> Examples:
-        """The windows of these indices, in their order."""
+        """The windows of these indices, in their order, as int64: stored they may be narrower."""
         index = torch.as_tensor(rows, dtype=torch.long)
-        return self._each(lambda field: field[index])
+        return self._each(lambda field: field[index].long())
 
     def to(self, device: torch.device) -> Examples:
         """The same windows on a device."""
@@ -123,7 +123,7 @@ def as_examples(
         rows = _encoded(list(source), tokenizer, length, name, template=template, supervise=supervise)
         pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
         lay_out = pack if packed else padded
-        examples = lay_out(rows, length, pad=pad, name=name)
+        examples = lay_out(rows, length, pad=pad, name=name, narrow=True)
     low, high = int(examples.input_ids.min()), int(examples.input_ids.max())
     if low < 0 or (vocabulary is not None and high >= vocabulary):
         raise InputError(

@@ -60,12 +60,21 @@ def plan_windows(sizes: Sequence[int], length: int) -> list[list[int]]:
     return sorted(sorted(window) for window in windows)
 
 
-def pack(rows: Iterable[Encoded], length: int, *, pad: int = 0, name: str = "training data") -> Examples:
+def pack(
+    rows: Iterable[Encoded],
+    length: int,
+    *,
+    pad: int = 0,
+    name: str = "training data",
+    narrow: bool = False,
+) -> Examples:
     """Whole rows packed into windows of at most ``length`` tokens, padded on the right.
 
     Nothing is lost but what :meth:`preln.heal.rows.encode.Encoded.pieces` cuts. The first token of a row is
     not supervised: nothing of its own row comes before it. Where no window holds two rows, the outcome is
     that of :func:`padded`.
+
+    ``narrow`` stores numbers in no more bytes than they need; :meth:`Examples.take` widens them again.
 
     Raises:
         InputError: No row has a supervised token.
@@ -73,9 +82,9 @@ def pack(rows: Iterable[Encoded], length: int, *, pad: int = 0, name: str = "tra
     pieces = _pieces(rows, length, name)
     windows = plan_windows([len(ids) for ids, _ in pieces], length)
     if len(windows) == len(pieces):
-        return _laid_out([[piece] for piece in pieces], pad)
+        return _laid_out([[piece] for piece in pieces], pad, narrow)
     shared = [[pieces[index] for index in window] for window in windows]
-    examples = _laid_out(shared, pad)
+    examples = _laid_out(shared, pad, narrow)
     documents = torch.full_like(examples.labels, -1)
     for window, parts in enumerate(shared):
         start = 0
@@ -86,13 +95,20 @@ def pack(rows: Iterable[Encoded], length: int, *, pad: int = 0, name: str = "tra
     return Examples(examples.input_ids, examples.labels, examples.attention_mask, documents)
 
 
-def padded(rows: Iterable[Encoded], length: int, *, pad: int = 0, name: str = "training data") -> Examples:
+def padded(
+    rows: Iterable[Encoded],
+    length: int,
+    *,
+    pad: int = 0,
+    name: str = "training data",
+    narrow: bool = False,
+) -> Examples:
     """A window for every row, or for every piece of a text, padded on the right.
 
     Raises:
         InputError: No row has a supervised token.
     """
-    return _laid_out([[piece] for piece in _pieces(rows, length, name)], pad)
+    return _laid_out([[piece] for piece in _pieces(rows, length, name)], pad, narrow)
 
 
 def _pieces(rows: Iterable[Encoded], length: int, name: str) -> list[Piece]:
@@ -107,12 +123,12 @@ def _pieces(rows: Iterable[Encoded], length: int, name: str) -> list[Piece]:
     return pieces
 
 
-def _laid_out(windows: Sequence[Sequence[Piece]], pad: int) -> Examples:
+def _laid_out(windows: Sequence[Sequence[Piece]], pad: int, narrow: bool) -> Examples:
     """Pieces side by side, in windows as wide as the fullest."""
     width = max(sum(len(ids) for ids, _ in window) for window in windows)
-    input_ids = torch.full((len(windows), width), pad, dtype=torch.long)
+    input_ids = torch.full((len(windows), width), pad, dtype=torch.int32 if narrow else torch.long)
     labels = torch.full_like(input_ids, IGNORED)
-    mask = torch.zeros_like(input_ids)
+    mask = torch.zeros_like(input_ids, dtype=torch.int8 if narrow else torch.long)
     for index, window in enumerate(windows):
         ids = [token for piece, _ in window for token in piece]
         input_ids[index, : len(ids)] = torch.tensor(ids)
