@@ -21,7 +21,15 @@ from preln.base.errors import InputError
 from preln.base.files import read_json, write_text
 from preln.experiment.export import export_run
 from preln.experiment.published import published_table, read_published
-from preln.report import beside_published, build_report, findings, healing_study, probe_page, selection
+from preln.report import (
+    beside_published,
+    build_report,
+    findings,
+    healing_study,
+    placement_figures,
+    probe_page,
+    selection,
+)
 from preln.report.jacobian_figures import jacobian_bounds, logit_lens
 from preln.report.load import load_run
 from preln.report.markdown import fill, refresh_readme
@@ -112,6 +120,8 @@ def study(folder: str) -> int:
             load_run(beside), published_table([source]), caveats, healed_by="partial-3"
         )
         parts["published"] = told
+    if (table := placement_figures.run_table(load_run(results))) is not None:
+        draw("norm_placement", placement_figures.norm_placement(table))
     write_text(page, fill(page, parts))
     return 0
 

@@ -36,6 +36,8 @@ def test_verdicts_of_several_studies_stand_side_by_side():
     assert lines[0] == "| hypothesis | one | two | over all |"
     assert lines[2] == "| `HYP-A` \\|x\\| falls | holds |  | **holds** |"
     assert lines[3].endswith("| holds | does not hold (y-1), undecided (y-2) | **mixed** |")
+    many = [verdict("HYP-A", status, str(n)) for n, status in enumerate(["supported"] * 3 + ["untested"] * 2)]
+    assert matrix(verdict_table([run("one", *many)])).endswith("| 3 × holds, 2 × – | **holds** |")
 
 
 @pytest.mark.parametrize(

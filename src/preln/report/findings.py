@@ -14,6 +14,7 @@ from preln.report.markdown import cell
 from preln.report.summary import interval
 
 COLUMNS = ["id", "statement", "study", "model", "status", "statistic", "value", "low", "high", "n", "note"]
+MANY = 4  # verdicts of one study on one hypothesis beyond which they are counted
 SHOWN = {"supported": "holds", "unsupported": "does not hold", "inconclusive": "undecided", "untested": "–"}
 
 
@@ -109,6 +110,9 @@ def _grouped(table: pd.DataFrame, by: str) -> Any:
 
 def _told(rows: pd.DataFrame) -> str:
     """The verdicts of one study on one hypothesis, each pruned model named where there are several."""
+    if len(rows) > MANY:
+        counts = rows["status"].value_counts()
+        return ", ".join(f"{counts[status]} × {word}" for status, word in SHOWN.items() if status in counts)
     told = []
     for row in rows.to_dict("records"):
         name = f" ({row['model']})" if row["model"] and len(rows) > 1 else ""

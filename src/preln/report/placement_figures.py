@@ -19,7 +19,7 @@ LABELS = {"pre": "Pre-LN", "post": "Post-LN", "sandwich": "sandwich", "scaled": 
 PANELS = {
     "gradient": ("gradient |∂L/∂x[l]|", "depth l"),
     "angle": ("angle from x[l] to x[l+1] over π", "block l"),
-    "loss": ("loss (nats) without the deepest blocks", "blocks removed"),
+    "loss": ("loss, deepest removed, nats", "blocks removed"),
 }
 
 
