@@ -118,7 +118,8 @@ def test_ctrl_c_once_and_twice_at_any_moment(verb, prepared, undisturbed, disk, 
             assert commands.results(folder / "out") == expected
         elif ended.code == 130 and presses == 1:
             assert cli.main(words) == 0
-            assert commands.results(folder / "out") == expected
+            found = commands.results(folder / "out")
+            assert {n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n)} == set()
     assert heard >= 1
 
 
