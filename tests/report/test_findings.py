@@ -59,6 +59,7 @@ def test_committed_runs_have_pages(tmp_path):
     for each in runs:
         page = verdicts(each)
         assert page.count("\n| `HYP-") == len(each.verdicts)
+        assert "nan" not in page
     with pytest.raises(InputError, match="holds no run with verdicts"):
         read_runs(tmp_path)
 

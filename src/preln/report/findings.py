@@ -65,17 +65,24 @@ def verdicts(run: Run) -> str:
     data = manifest["data"]
     shapes = ", ".join(f"{name} {' × '.join(map(str, part['shape']))}" for name, part in data.items())
     model = manifest["model"]
-    lines = [
+    budget = (
         f"{cell(run.config.get('question', ''))} {model['name']}, {manifest['dtype']} on "
         f"{manifest['device']}; tokens: {shapes}; {len(run.steps)} steps, "
-        f"{sum(step.seconds or 0.0 for step in run.steps) / 60:.0f} minutes.",
-        "",
+        f"{sum(step.seconds or 0.0 for step in run.steps) / 60:.0f} minutes."
+    )
+    return f"{budget}\n\n{verdict_rows(run)}"
+
+
+def verdict_rows(run: Run) -> str:
+    """Markdown: the verdicts of one study, with the rule that each was decided by and what was found."""
+    lines = [
         "| hypothesis | on | verdict | statistic | value [95 %] | holds if | what was found |",
         "|---|---|---|---|---|---|---|",
     ]
     for verdict in run.verdicts:
         low, high = interval(verdict)
-        value = "–" if verdict["value"] is None else f"{verdict['value']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        value = "–" if verdict["value"] is None else f"{verdict['value']:+.3f}"
+        value += f" [{low:+.3f}, {high:+.3f}]" if verdict["interval"] else ""
         on = f"`{verdict['model']}`" if verdict.get("model") else ""
         lines.append(
             f"| `{verdict['id']}` | {on} | **{SHOWN[verdict['status']]}** | {cell(verdict['meaning'])} | "

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from preln.report.findings import verdict_rows
 from preln.report.load import Run, load_run
 from preln.report.markdown import cell
 from preln.report.style import CYCLE, DASHES, INK, MARKERS, house_style, need, new_figure, scale_axis
-from preln.report.summary import dense_loss, interval
+from preln.report.summary import dense_loss
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -171,7 +172,7 @@ def parts(folder: str | Path) -> dict[str, str]:
     means = recipe_means(healing_runs(run))
     return {
         "healing-provenance": _provenance(run),
-        "healing-verdicts": _verdicts(run),
+        "healing-verdicts": verdict_rows(run),
         "healing-recipes": _recipes(run, means),
         "healing-rates": _rates(means),
     }
@@ -189,22 +190,6 @@ def _provenance(run: Run) -> str:
         f"{told['evaluation']} more (validation split), where the whole model has {dense:.3f} nats; "
         f"commit `{str(manifest['git']['commit'])[:12]}`."
     )
-
-
-def _verdicts(run: Run) -> str:
-    lines = [
-        "| hypothesis | on | verdict | statistic | value [95 %] | what was found |",
-        "|---|---|---|---|---|---|",
-    ]
-    for verdict in run.verdicts:
-        low, high = interval(verdict)
-        value = "" if verdict["value"] is None else f"{verdict['value']:+.3f} [{low:+.3f}, {high:+.3f}]"
-        on = f"`{verdict['model']}`" if verdict.get("model") else ""
-        lines.append(
-            f"| `{verdict['id']}` | {on} | **{verdict['status']}** | {cell(verdict['meaning'])} | "
-            f"{value.replace('-', '−')} | {cell(verdict['note'])} |"
-        )
-    return "\n".join(lines)
 
 
 def _recipes(run: Run, means: pd.DataFrame) -> str:
