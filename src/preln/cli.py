@@ -14,8 +14,9 @@ from preln import __version__
 from preln.base.errors import InputError
 from preln.base.faults import environment_line, is_out_of_memory, memory_line
 from preln.base.files import write_json
-from preln.base.interrupts import taken
+from preln.base.interrupts import left, taken
 from preln.base.locks import claimed_folder
+from preln.base.staging import is_whole
 from preln.verbs import BAD_INPUT, DONE, INTERRUPTED, NOT_HELD, Outcome, evaluate, heal, probe, prune, score
 
 # what makes a verb need less memory
@@ -135,25 +136,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     What the machine refuses (a full or read-only disk, memory) ends like bad input, with 2 and one line; what
     was finished before is kept. Ctrl-C ends with 130, and a second one at once.
     """
-    pressed = taken(INTERRUPTED) if argv is None else list[bool]()  # within another program, it decides
-    arguments = argparse.Namespace(verb="preln")
+    pressed, arguments = list[bool](), argparse.Namespace(verb="preln", out=None)
     try:
-        return _carried_out(arguments, argv)
+        if argv is None:  # within another program, it decides
+            taken(INTERRUPTED, pressed)
+        code = _told(arguments, argv, pressed)
+        if argv is None:
+            left(code)
+        return code
     except KeyboardInterrupt:
         pressed.append(True)
+    kept = "finished work is kept, the same command continues"
+    if arguments.out and is_whole(arguments.out):
+        kept = f"its work was done, {arguments.out} is whole"
+    print(f"preln: interrupted: {kept}", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _told(arguments: argparse.Namespace, argv: Sequence[str] | None, pressed: list[bool]) -> int:
+    """Carry the words out; what a user can mend is told in one line; the exit code."""
+    try:
+        return _carried_out(arguments, argv)
     except BrokenPipeError:
         _drop_output()
         return DONE
     except Exception as error:
+        if pressed:  # whatever a library made of the interrupt
+            raise KeyboardInterrupt from error
         line = _refusal(error, arguments.verb)
-        if not pressed:  # else whatever a library made of the interrupt
-            if line is None:
-                raise
-            _drop_output()
-            print(f"preln: {' '.join(line.split())}", file=sys.stderr)
-            return BAD_INPUT
-    print("preln: interrupted: finished work is kept, the same command continues", file=sys.stderr)
-    return INTERRUPTED
+        if line is None:
+            raise
+        _drop_output()
+        print(f"preln: {' '.join(line.split())}", file=sys.stderr)
+        return BAD_INPUT
 
 
 def _carried_out(arguments: argparse.Namespace, argv: Sequence[str] | None) -> int:

@@ -127,11 +127,14 @@ class Process:
 
     def __init__(self, words: list[str], folder: Path, first: Callable[[], object] = lambda: None) -> None:
         self._said = (folder / f"out-{time.monotonic_ns()}", folder / f"errors-{time.monotonic_ns()}")
+        # an interrupt waits for the program, and does not reach this scaffold
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of forks of processes with threads
             self.number = os.fork()
         if not self.number:
             self._carry_out(words, first)
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     def _carry_out(self, words: list[str], first: Callable[[], object]) -> None:
         code = 120
@@ -142,6 +145,13 @@ class Process:
             sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             sys.argv = ["preln", *words]
+            original = cli.taken
+
+            def taken(number: int, pressed: list[bool]) -> None:
+                original(number, pressed)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+            cli.taken = taken
             first()
             code = cli.main()
             sys.stdout.flush()

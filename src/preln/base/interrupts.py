@@ -12,10 +12,10 @@ from typing import Any
 from preln.base.staging import abandon
 
 _AGAIN_S = 0.05
-_LINE = b"preln: interrupted twice: stopped at once, finished work is kept, the same command continues\n"
+_LINE = b"preln: interrupted twice: stopped at once, finished work is kept, the same command goes on\n"
 
 
-def taken(code: int) -> list[bool]:
+def taken(code: int, pressed: list[bool]) -> None:
     """Take over this process's interrupts until it ends.
 
     The first raises ``KeyboardInterrupt``, as Python does. Raised where no exception can travel (a finaliser,
@@ -24,17 +24,14 @@ def taken(code: int) -> list[bool]:
 
     Args:
         code: Exit code of a process that was interrupted twice.
-
-    Returns:
-        A list that holds an entry for every interrupt, so that its truth says whether there was one. It stays
-        empty where interrupts are ignored or belong to somebody else, who is left to them.
+        pressed: An empty list that gets an entry for every interrupt. It stays empty where interrupts are
+            ignored or belong to somebody else, who is left to them.
     """
-    pressed: list[bool] = []
     main = threading.main_thread()
     if threading.current_thread() is not main:
-        return pressed
+        return
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return pressed
+        return
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         pressed.append(True)
@@ -58,4 +55,9 @@ def taken(code: int) -> list[bool]:
 
     signal.signal(signal.SIGINT, on_signal)
     sys.unraisablehook = on_unraisable
-    return pressed
+
+
+def left(code: int) -> None:
+    """The work is done and the process ends: an interrupt from here on ends it at once, with its own code."""
+    if getattr(signal.getsignal(signal.SIGINT), "__module__", None) == __name__:
+        signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(code))

@@ -16,6 +16,7 @@ from preln.base.faults import writing
 PART = ".part"  # how the name of an unfinished file or folder ends
 _FORMER = ".old"  # and that of a folder which is being replaced
 _unfinished: dict[Path, int] = {}  # paths that this process will remove or rename, and its number
+_whole: set[Path] = set()  # folders that took their place in this process
 
 
 @contextlib.contextmanager
@@ -106,9 +107,15 @@ def umask() -> int:
     return mask
 
 
+def is_whole(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder took its place in this process, so that nothing is left to write into it."""
+    return Path(path).absolute() in _whole and Path(path).exists()
+
+
 def take_place(temporary: Path, target: Path) -> None:
     """Rename a folder to ``target``; what was there is gone only when it is whole."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        _whole.add(target.absolute())  # before, since an interrupt may come right after
         os.replace(temporary, target)  # also over an empty folder
         return
     former = temporary.with_suffix(_FORMER)
