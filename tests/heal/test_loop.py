@@ -9,7 +9,8 @@ from torch.nn import functional as F
 import preln
 from preln.base.errors import InputError
 from preln.heal import apply_trained, train
-from preln.heal.rows.examples import batch_rows
+from preln.heal.rows.examples import Examples, batch_rows
+from preln.heal.training.step import Stepper
 from preln.models import tiny_model, tiny_tokenizer, token_losses
 from preln.models.through import states_at
 
@@ -163,12 +164,38 @@ def test_what_is_not_finite_stops_the_run_and_names_the_step(where: str) -> None
     if where == "weights":
         with torch.no_grad():
             model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
-        with pytest.raises(InputError, match="loss is not finite at step 1"):
+        expected = r"loss is not finite at step 1, first block 0, mlp\.up_proj: lower"
+        with pytest.raises(InputError, match=expected):
             train(model, random_tokens(), recipe="partial-1", settings=settings())
+        with pytest.raises(
+            InputError, match=r"validation loss is not finite at step 0, first block 0, mlp\.up"
+        ):
+            held_out = random_tokens(seed=1)
+            train(model, random_tokens(), validation=held_out, recipe="lora", settings=settings())
     else:
         plan = settings(learning_rate=1e30, max_grad_norm=None, warmup_steps=0)
-        with pytest.raises(InputError, match=r"not finite at step [2-6]: lower the learning rate"):
+        with pytest.raises(InputError, match=r"not finite at step [2-6], first .*: lower the learning rate"):
             train(model, random_tokens(), recipe="partial-1", settings=plan)
+
+
+def test_a_gradient_that_is_not_finite_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Stepper.gradients
+
+    def spoilt(self: Stepper, batch: Examples, rows: list[int], step: int) -> float:
+        loss = original(self, batch, rows, step)
+        if step == 2:
+            name = next(n for n in self.prepared.parameters if n.endswith("3.mlp.up_proj.weight"))
+            gradient = self.prepared.parameters[name].grad
+            assert gradient is not None
+            gradient[0, 0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(Stepper, "gradients", spoilt)
+    named = (
+        r"gradient is not finite at step 3, first the gradient of model\.layers\.3\.mlp\.up_proj\.weight: l"
+    )
+    with pytest.raises(InputError, match=named):
+        train(tiny_model("llama"), random_tokens(), recipe="partial-1", settings=settings())
 
 
 def test_seeds_decide_and_the_callers_generator_is_left_alone() -> None:

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def first_not_finite(model: PreTrainedModel, inputs: Mapping[str, Any]) -> str | None:
+def first_not_finite(model: PreTrainedModel, inputs: Mapping[str, Any] | Callable[[], object]) -> str | None:
     """The first module, in the order of one forward pass, that returns NaN or infinite numbers.
 
     Args:
         model: A causal model; left as it is.
-        inputs: Keyword arguments of the model: token ids ``[n, T]`` and masks.
+        inputs: Keyword arguments of the model: token ids ``[n, T]`` and masks; or what runs it, as a whole or
+            in part.
 
     Returns:
         Such as ``block 2, mlp.down_proj`` (blocks counted from 0), or the module's own name outside the
@@ -44,7 +45,7 @@ def first_not_finite(model: PreTrainedModel, inputs: Mapping[str, Any]) -> str |
             if next(module.children(), None) is None or module in list(blocks):
                 handle = module.register_forward_hook(look(_told(name, path)))
                 stack.callback(handle.remove)
-        model(**inputs)
+        inputs() if callable(inputs) else model(**inputs)
     return found[0] if found else None
 
 

@@ -18,6 +18,7 @@ from preln.heal.preparing.prepare import Prepared
 from preln.heal.preparing.sharding import clip_gradients, cut, gathered, held_bytes, join, part_groups
 from preln.heal.rows.examples import Examples, batch_rows
 from preln.heal.training.checkpoint import Progress, optimizer_tensors, restore_optimizer
+from preln.heal.training.divergence import forward_site, gradient_site
 from preln.heal.training.optimizers import make_optimizer
 from preln.heal.training.step import Stepper
 
@@ -94,11 +95,12 @@ def fit(
         if on_row is not None:
             on_row(row)
 
-    def diverged(what: str, step: int) -> NoReturn:
+    def diverged(what: str, step: int, where: str | None) -> NoReturn:
         if checkpoints is not None and workers.main:
             checkpoints.clear()  # they lead nowhere else, and bad input leaves nothing behind
         mend = "lower the learning rate, or check the model's weights and dtype"
-        raise InputError(f"the {what} is not finite at step {step}: {mend}")
+        first = f", first {where}" if where else ""
+        raise InputError(f"the {what} is not finite at step {step}{first}: {mend}")
 
     def validate(rate: float) -> None:
         nonlocal best
@@ -106,7 +108,7 @@ def fit(
             return
         loss = passes.mean_loss(validation)
         if not math.isfinite(loss):
-            diverged("validation loss", progress.step)
+            diverged("validation loss", progress.step, forward_site(passes, validation))
         if progress.best_loss is None or loss < progress.best_loss:
             progress.best_loss, progress.best_step, progress.stale = loss, progress.step, 0
             best = prepared.parts() if settings.select == "best" else None
@@ -144,8 +146,10 @@ def fit(
         batch = examples.take(rows)
         loss = passes.gradients(batch, rows, step)
         norm = clip_gradients(parameters, settings.max_grad_norm)
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            diverged("gradient" if math.isfinite(loss) else "loss", step + 1)
+        if not math.isfinite(loss):
+            diverged("loss", step + 1, forward_site(passes, batch))
+        if not math.isfinite(norm):
+            diverged("gradient", step + 1, gradient_site(passes, batch, rows, step))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         progress.step = step + 1

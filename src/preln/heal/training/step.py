@@ -164,6 +164,21 @@ class Stepper:
                 parameter.grad = torch.zeros_like(parameter)
             self.workers.add(parameter.grad)
 
+    def losses(
+        self, examples: Examples, places: Sequence[int], stored: Prefix | None = None
+    ) -> Tensor | None:
+        """Next-token losses (nats) at the supervised tokens of some rows; None where there are none.
+
+        Args:
+            examples: Rows, on the CPU.
+            places: Which of them, in one pass.
+            stored: Their states, where they are stored; else the whole model is run.
+        """
+        part = examples.take(places).to(self.student.device)
+        with self._numerics():
+            state = self.student.states(part, self._stored(stored, places))
+            return self.student.losses(state, part) if part.supervised else None
+
     def mean_loss(self, examples: Examples) -> float:
         """Mean next-token loss (nats) over the supervised tokens of held-out rows, in evaluation mode."""
         self.prepared.model.eval()
@@ -172,12 +187,9 @@ class Stepper:
             for turn in self._turns(len(examples)):
                 start = turn or 0
                 places = range(start, min(start + self.portion, len(examples)))
-                part = examples.take(places).to(self.student.device)
-                with self._numerics():
-                    state = self.student.states(part, self._stored(self.held_out, places))
-                    if turn is None or not part.supervised:
-                        continue
-                    loss += float(self.student.losses(state, part).sum(dtype=torch.float64))
+                losses = self.losses(examples, places, self.held_out)
+                if turn is not None and losses is not None:
+                    loss += float(losses.sum(dtype=torch.float64))
         return self.workers.total(loss, self.student.device) / max(examples.supervised, 1)
 
 
