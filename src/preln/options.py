@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
 _MODEL = "hub id, checkpoint folder, .gguf file, smollm2-135m, or tiny:llama and its like"
+_OWN_CODE = "run the checkpoint's own code for this class, as modeling_own.OwnForCausalLM; it is shown first"
 _DATA = "docstrings, a .jsonl[.gz] or .txt[.gz] path, or a hub data set id"
 
 
@@ -65,6 +66,7 @@ def _add(verbs: Any, version: str, name: str, text: str, *, model: bool = True) 
     parser.add_argument("--version", action="version", version=f"preln {version}")
     if model:
         parser.add_argument("model", metavar="MODEL", help=_MODEL)
+        parser.add_argument("--own-code", metavar="FILE.CLASS", help=_OWN_CODE)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, auto (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=_DTYPES, help="default: %(default)s")
     parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")

@@ -46,6 +46,7 @@ def _model(arguments: argparse.Namespace) -> Any:
         dtype=arguments.dtype,
         attn_implementation=getattr(arguments, "attention", None),
         seed=arguments.seed,
+        own_code=arguments.own_code,
     )
 
 

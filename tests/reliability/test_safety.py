@@ -1,6 +1,7 @@
 """Nothing runs that should not: no pickle, safe YAML, names that stay in, pins, no secrets, no markup."""
 
 import ast
+import hashlib
 import io
 import json
 import re
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("src", "experiments", "benchmarks", "docs")  # tests run the pages' examples, which are code
 SOURCES = sorted(p for name in FOLDERS for p in (ROOT / name).rglob("*.py"))
-OWN = [p for p in SOURCES if p.is_relative_to(ROOT / "src")]
+INSIDE = [p for p in SOURCES if p.is_relative_to(ROOT / "src")]
 PICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 
 
@@ -54,8 +55,10 @@ def unsafe(text):
             found += [] if name.startswith("yaml.safe_") else [name]
         if given.get("shell") is True or given.get("allow_pickle") is True:
             found.append(f"{name} with a shell or pickle")
-        if given.get("trust_remote_code", False) is not False:
-            found.append(f"{name} trusts remote code")
+        trusted = told.get("trust_remote_code")
+        if trusted is not None and given.get("trust_remote_code") is not False:
+            asked = isinstance(trusted, ast.Name) and trusted.id == "trusted"
+            found += [] if asked else [f"{name} trusts remote code"]
         if name.endswith((".extract", ".extractall")):
             found.append(f"{name} unpacks whatever the names say")
     return found
@@ -90,7 +93,7 @@ def test_the_scan_sees_what_it_looks_for(line):
 
 def test_every_download_names_a_pinned_hash():
     calls = {}
-    for path in OWN:
+    for path in INSIDE:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and dotted(node.func).endswith("fetch_package"):
@@ -179,9 +182,114 @@ def bring_code(folder, marker):
 def test_a_checkpoints_own_code_is_not_run(folder, tmp_path, monkeypatch):
     bring_code(folder, tmp_path / "marker")
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    with pytest.raises(InputError, match="m: cannot be loaded"):
+    with pytest.raises(
+        InputError, match=r"m: is a model by its own code, which is not run: read its own\.py"
+    ):
         load_model(str(folder))
     assert not (tmp_path / "marker").exists()
+
+
+OWN = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from .parts import told
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+
+
+told()
+"""
+
+
+@pytest.fixture
+def own(folder, tmp_path, monkeypatch):
+    """A model that is no part of transformers, whose code says that it ran."""
+    modules = tmp_path / "modules"
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(modules))
+    monkeypatch.setattr("sys.path", list(sys.path))
+    for name in [n for n in sys.modules if n.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
+    auto = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": auto}))
+    (folder / "modeling_own.py").write_text(OWN)
+    marker = str(tmp_path / "marker")
+    parts = f"from pathlib import Path\n\n\ndef told():\n    Path({marker!r}).write_text('ran')\n"
+    (folder / "parts.py").write_text(parts)
+    return folder
+
+
+NAME = "modeling_own.OwnForCausalLM"
+
+
+def test_own_code_runs_where_its_class_is_asked_for_and_is_shown_first(own, tmp_path, capsys):
+    model, _ = load_model(str(own), own_code=NAME)
+    assert type(model).__name__ == "OwnForCausalLM" and (tmp_path / "marker").exists()
+    tokens = torch.arange(12)[None]
+    assert torch.equal(model(tokens).logits, tiny_model("llama")(tokens).logits)
+    shown = capsys.readouterr().err.strip().splitlines()
+    for line, name in zip(shown, ("modeling_own.py", "parts.py"), strict=True):
+        content = (own / name).read_bytes()
+        count, digest = content.count(b"\n"), hashlib.sha256(content).hexdigest()
+        assert line == f"{own}: runs its own code: {name}, {count} lines, sha256 {digest}"
+
+
+def test_the_command_line_asks_for_own_code_too(own, tmp_path, capsys):
+    rows = tmp_path / "text.jsonl"
+    rows.write_text("\n".join(json.dumps({"text": f"block {i} writes {i * i}. " * 20}) for i in range(40)))
+    words = ["score", str(own), "--data", str(rows), "--sequences", "2", "--length", "16"]
+    words += ["--metrics", "block_influence", "--json"]
+    assert main(words) == 2
+    assert not (tmp_path / "marker").exists()
+    said = capsys.readouterr().err.strip()
+    assert said.endswith(f"read its modeling_own.py, and ask for it by --own-code {NAME}")
+    assert main([*words, "--own-code", NAME]) == 0
+    assert (tmp_path / "marker").exists()
+    assert "runs its own code: modeling_own.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda _: "own.Other", "brings modeling_own.OwnForCausalLM"),
+        (lambda folder: (folder / "modeling_own.py").unlink(), "is not in the folder"),
+        (lambda folder: elsewhere(folder, "somebody/code--own.C"), "is not in the folder"),
+        (lambda folder: elsewhere(folder, "../own.C"), "is not in the folder"),
+        (lambda folder: elsewhere(folder, None), "brings no causal model's code"),
+    ],
+)
+def test_own_code_that_cannot_be_shown_is_not_run(own, tmp_path, change, said):
+    name = change(own)
+    name = name if isinstance(name, str) else NAME
+    with pytest.raises(InputError, match=re.escape(said)):
+        load_model(str(own), own_code=name)
+    assert not (tmp_path / "marker").exists()
+
+
+def elsewhere(folder, reference):
+    """Let the configuration name another class; its name."""
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {} if reference is None else {"AutoModelForCausalLM": reference}
+    (folder / "config.json").write_text(json.dumps(config))
+    return reference
+
+
+def test_a_model_that_transformers_knows_needs_none_of_the_code_that_it_brings(own, tmp_path):
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    model, _ = load_model(str(own))
+    assert type(model).__name__ == "LlamaForCausalLM" and not (tmp_path / "marker").exists()
+
+
+def test_names_without_a_folder_run_no_code():
+    with pytest.raises(InputError, match="tiny:llama: runs no code of its own"):
+        load_model("tiny:llama", own_code=NAME)
 
 
 def test_a_claims_file_is_announced_before_it_runs(tmp_path):

@@ -13,7 +13,9 @@ from preln.base.faults import is_out_of_memory
 from preln.base.files import verify_checksums
 from preln.base.packages import cache_dir
 from preln.models.agreement import check_sizes
+from preln.models.choices import check_attention, check_device, check_dtype
 from preln.models.compact import is_compact, is_compact_folder, load_compact
+from preln.models.own_code import asks_for_code
 from preln.models.packaged import PACKAGED, convert_gguf, packaged_folder
 from preln.models.spread import settle
 from preln.models.tiny import tiny_model, tiny_tokenizer
@@ -21,57 +23,10 @@ from preln.models.tiny import tiny_model, tiny_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_TIMEOUT_S = 10
 # a shape that disagrees is reported like a missing weight, and refused by its name
 WEIGHTS = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-
-
-def check_device(device: str) -> str:
-    """``device`` once it is known to exist here.
-
-    Raises:
-        InputError: No such device on this machine.
-    """
-    import torch
-
-    if device == "auto":
-        return device
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise InputError(f"--device {device}: not a device: use cpu, cuda, cuda:0 or auto") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {device}: no CUDA device on this machine: use cpu")
-    return device
-
-
-def check_attention(name: str | None) -> str | None:
-    """``name`` once transformers knows an attention implementation of that name; None is its own choice.
-
-    Raises:
-        InputError: An unknown name.
-    """
-    if name is None:
-        return name
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
-    if name not in known:
-        raise InputError(f"attention {name!r}: unknown: use eager or sdpa, or one of {', '.join(known)}")
-    return name
-
-
-def check_dtype(dtype: str) -> str:
-    """``dtype`` once it is known to be one that models are loaded in.
-
-    Raises:
-        InputError: An unknown name.
-    """
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype {dtype}: unknown: use one of {', '.join(DTYPES)}")
-    return dtype
 
 
 def check_finite(model: PreTrainedModel, name: str) -> None:
@@ -151,10 +106,11 @@ def load_model(
     attn_implementation: str | None = None,
     seed: int = 0,
     device_map: str | dict[str, Any] | None = None,
+    own_code: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal model, in evaluation mode, and its tokenizer.
 
-    Only safetensors (or GGUF) weights are read, and no code from a checkpoint is run.
+    Only safetensors (or GGUF) weights are read, and no code of a checkpoint is run but ``own_code``.
 
     Args:
         spec: ``smollm2-135m``, a checkpoint folder, a ``.gguf`` file, a hub id, or ``tiny:llama`` and its
@@ -165,6 +121,8 @@ def load_model(
         seed: For the weights of ``tiny:`` models.
         device_map: Where each part of a checkpoint goes (accelerate), in place of ``device``: ``auto``, or a
             device for every module. For measuring: a model that is spread is not trained.
+        own_code: The class of a model that is no part of transformers, in a Python file of the checkpoint's
+            folder, as ``modeling_own.OwnForCausalLM``. What is run is shown on stderr: file, lines, SHA-256.
 
     Raises:
         InputError: Unknown model, unreachable hub, incomplete or non-finite weights, an encoder-decoder; a
@@ -174,6 +132,8 @@ def load_model(
     check_dtype(dtype)
     check_attention(attn_implementation)
     if spec.startswith("tiny:"):
+        if own_code is not None:
+            raise InputError(f"{spec}: runs no code of its own: leave out --own-code {own_code}")
         name, _, count = spec.removeprefix("tiny:").partition(":")
         if count and not count.isdigit():
             raise InputError(f"{spec}: the number of blocks must be a whole number, as in tiny:llama:8")
@@ -183,7 +143,9 @@ def load_model(
     else:
         keywords = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
         spread = {"device_map": device_map or "auto"} if device_map or device == "auto" else {}
-        model, tokenizer = _from_pretrained(_locate(spec), spec, dtype, keywords | spread)
+        location = _locate(spec)
+        trusted = asks_for_code(location, spec, own_code)
+        model, tokenizer = _from_pretrained(location, spec, dtype, keywords | spread, trusted)
     if device_map or device == "auto":
         settle(model, spec)
     check_finite(model, spec)
@@ -197,21 +159,21 @@ def _torch() -> Any:
     return torch
 
 
-def _weights(location: str, spec: str, keywords: dict[str, Any]) -> Any:
+def _weights(location: str, spec: str, keywords: dict[str, Any], trusted: bool) -> Any:
     """A model, plain or without some branches, and what transformers reports about its weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if is_compact_folder(location):
         return load_compact(location, **keywords)
-    config = AutoConfig.from_pretrained(location, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(location, trust_remote_code=trusted)
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"{spec}: is an encoder-decoder: preln measures decoder-only models")
     check_sizes(config, location, spec)
-    return AutoModelForCausalLM.from_pretrained(location, trust_remote_code=False, **keywords)
+    return AutoModelForCausalLM.from_pretrained(location, trust_remote_code=trusted, **keywords)
 
 
 def _from_pretrained(
-    location: str, spec: str, dtype: str, keywords: dict[str, Any]
+    location: str, spec: str, dtype: str, keywords: dict[str, Any], trusted: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load with transformers, and turn what it says into one line."""
     from transformers import AutoTokenizer
@@ -223,10 +185,10 @@ def _from_pretrained(
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model, info = _weights(location, spec, keywords | WEIGHTS)
+        model, info = _weights(location, spec, keywords | WEIGHTS, trusted)
         # a compact model's own configuration, since the one on disk is of no type that transformers knows
         known = {"config": model.config} if is_compact(model) else {}
-        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **known)
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trusted, **known)
     except InputError:
         raise
     except Exception as error:  # whatever the libraries raise for broken or foreign folders

@@ -16,7 +16,7 @@ from preln.experiment.engines import Engine
 from preln.experiment.placement.study import PlacementData, PlacementStudy
 from preln.experiment.store import RunStore
 from preln.models import model_fingerprint, tiny_tokenizer
-from preln.models.load import check_device
+from preln.models.choices import check_device
 from preln.models.scratch import ScratchForCausalLM, scratch_model
 
 DTYPES = ("float32", "float64")
