@@ -46,6 +46,7 @@ def test_verdicts_of_several_studies_stand_side_by_side():
         (["inconclusive", "untested"], "inconclusive"),
         (["supported", "supported"], "supported"),
         (["unsupported", "untested"], "unsupported"),
+        (["unsupported", "inconclusive"], "unsupported where decided"),
         ([], "untested"),
     ],
 )

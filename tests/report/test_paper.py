@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 
 from preln.report.paper import check_log, check_source, generate, main, older_statements, read_index
-from preln.report.paper_check import Index
-from preln.report.paper_figures import FIGURES, TABLES, damage_ranks
-from preln.report.paper_results import PROBE, SCORES, STUDY, rate, read_results, tex
-from preln.report.paper_values import values
+from preln.report.paper.check import Index
+from preln.report.paper.figures import FIGURES, damage_ranks
+from preln.report.paper.results import OTHERS, PROBE, SCORES, STUDY, rate, read_results, tex
+from preln.report.paper.tables import TABLES
+from preln.report.paper.values import values
 from preln.report.style import render
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +59,7 @@ def linked(tmp_path: Path, *, without: str = "") -> Path:
     """The committed results by link, less one of them."""
     root = tmp_path / "results"
     root.mkdir()
-    for name in (STUDY, PROBE, SCORES):
+    for name in (STUDY, PROBE, SCORES, *OTHERS):
         if name != without:
             (root / name).symlink_to(RESULTS / name)
     return root
@@ -170,7 +171,7 @@ def test_an_inputted_file_is_read_too(paper, tmp_path, index):
     assert [p.split(": ")[1] for p in check_source(tmp_path / "whole.tex", index)] == ["'4.18.'"]
 
 
-@pytest.mark.parametrize("gone", [STUDY, PROBE, SCORES])
+@pytest.mark.parametrize("gone", [STUDY, PROBE, SCORES, *OTHERS])
 def test_a_missing_results_folder_is_named_in_one_line(tmp_path, capsys, gone):
     root = linked(tmp_path, without=gone)
     words = ["generate", str(tmp_path / "paper"), "--results", str(root), "--published", str(PUBLISHED)]
@@ -221,6 +222,24 @@ def test_numbers_are_those_of_the_results(results):
     exact = layers.query("measure == 'stack_sigma' and layer == 0").value.iloc[0]
     assert abs(float(found["probe/stack-overestimate"]) - math.log10(bound / exact)) < 1
     assert found["level"] == "95"
+
+
+def test_numbers_of_the_other_studies_are_those_of_their_tables(results):
+    found = values(results)
+    removals = pd.read_parquet(RESULTS / "norm-placement" / "decide" / "removals.parquet")
+    counts = []
+    own = removals[(removals["placement"] == "post") & (removals["order"] == "deepest")]
+    for _, losses in own[~own["last_kept"].astype(bool)].groupby("seed"):
+        rise = losses.set_index("removed")["loss"] - losses["loss"].iloc[0]
+        counts.append(next(n for n in range(len(rise)) if not rise[n + 1] <= 0.5))
+    assert set(counts) == {int(found["norm-placement/trained/prunable-deepest-0.5/post"])}
+    documents = pd.read_parquet(RESULTS / "reasoning" / "answer-prune-reverse-8" / "documents.parquet")
+    facts = documents[documents["task"] == "jeopardy"]
+    bits = f"{facts['bits'].sum() / facts['bytes'].sum():.2f}"
+    assert found["reasoning/bits/prune-reverse-8/jeopardy"] == bits
+    decided = json.loads((RESULTS / "reasoning" / "decide" / "verdicts.json").read_text())["verdicts"]
+    assert int(found["reasoning/verdict/HYP-REASONING/number"]) == len(decided)
+    assert found["reasoning/verdict/HYP-REASONING/reverse-8/low"] == tex(decided[2]["interval"][0])
 
 
 def test_another_result_gives_another_number(tmp_path, results):

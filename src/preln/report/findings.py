@@ -16,6 +16,7 @@ from preln.report.summary import interval
 COLUMNS = ["id", "statement", "study", "model", "status", "statistic", "value", "low", "high", "n", "note"]
 MANY = 4  # verdicts of one study on one hypothesis beyond which they are counted
 SHOWN = {"supported": "holds", "unsupported": "does not hold", "inconclusive": "undecided", "untested": "–"}
+SHOWN |= {f"{name} where decided": f"{SHOWN[name]} where decided" for name in ("supported", "unsupported")}
 
 
 def verdict_table(runs: Sequence[Run]) -> pd.DataFrame:
@@ -34,13 +35,13 @@ def overall(statuses: Sequence[str]) -> str:
     """One word for several verdicts on one hypothesis.
 
     >>> overall(["supported", "inconclusive"]), overall(["supported", "unsupported"]), overall(["untested"])
-    ('supported', 'mixed', 'untested')
+    ('supported where decided', 'mixed', 'untested')
     """
     decided = {status for status in statuses if status in ("supported", "unsupported")}
     if len(decided) == 2:
         return "mixed"
     if decided:
-        return decided.pop()
+        return decided.pop() + (" where decided" if "inconclusive" in statuses else "")
     return "inconclusive" if "inconclusive" in statuses else "untested"
 
 

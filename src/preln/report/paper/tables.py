@@ -1,65 +1,15 @@
-"""Figures and tables of the write-up: each is a function of the committed results alone."""
+"""Tables of the write-up: each is a function of the committed results alone."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from preln.report.depth_figures import depth_profile, norm_sigma
-from preln.report.healing_figures import healing_curves
-from preln.report.jacobian_figures import jacobian_bounds
-from preln.report.paper_results import Results, rate, text
-from preln.report.pruning_figures import damage_table
-from preln.report.selection import selection_damage
-from preln.report.style import INK, PALETTE, house_style, need, new_figure
+from preln.report.paper.results import PROBE, SCORES, Results, rate, text
 from preln.report.summary import outcomes, tasks
 from preln.report.tables import booktabs
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-
-def _held(table: pd.DataFrame | None) -> pd.DataFrame:
-    assert table is not None  # the committed study holds every table
-    return table
-
-
-def damage_ranks(table: pd.DataFrame, *, width: str = "single") -> Figure:
-    """Blocks by the rank of what is predicted and of what is measured: points cannot pile up.
-
-    Args:
-        table: layer, score, delta; see :func:`preln.report.pruning_figures.damage_table`.
-        width: "single" or "double" column.
-
-    Raises:
-        InputError: The table is empty.
-    """
-    need(len(table), "block with a score and a measured damage")
-    ranks = table[["score", "delta"]].rank(method="first")
-    with house_style():
-        figure, axes = new_figure(width, 2.9)
-        axis = axes.flat[0]
-        last = len(table) + 1
-        axis.plot([0, last], [0, last], color=INK, linewidth=0.7, linestyle=":")
-        for layer, x, y in zip(table["layer"], ranks["score"], ranks["delta"], strict=True):
-            axis.text(x, y, str(layer), ha="center", va="center", fontsize=7, color=PALETTE["blue"])
-        axis.set(xlim=(0, last), ylim=(0, last))
-        axis.set_xlabel("rank by first-order damage")
-        axis.set_ylabel("rank by measured rise of the loss")
-        return figure
-
-
-FIGURES: dict[str, Callable[[Results], Figure]] = {
-    "depth-profile": lambda r: depth_profile(r.layers, width="double"),
-    "norm-sigma": lambda r: norm_sigma(r.layers, width="single"),
-    "jacobian-bounds": lambda r: jacobian_bounds(r.layers, width="double"),
-    "damage-ranks": lambda r: damage_ranks(damage_table(_held(r.study.scores), _held(r.study.damage))),
-    "selection-damage": lambda r: selection_damage(r.damage, width="double"),
-    "healing-curves": lambda r: healing_curves(_held(r.study.training), width="single"),
-}
 
 
 def _interval(low: float, high: float, style: str) -> str:
@@ -149,6 +99,21 @@ def task_rows(results: Results) -> str:
     )
 
 
+def study_rows(results: Results) -> str:
+    """How many verdicts of each study on each hypothesis hold, do not hold, and are undecided."""
+    rows = []
+    for name, run in results.others.items():
+        for hypothesis in dict.fromkeys(verdict["id"] for verdict in run.verdicts):
+            statuses = [v["status"] for v in run.verdicts if v["id"] == hypothesis]
+            counts = [str(statuses.count(kind)) for kind in ("supported", "unsupported", "inconclusive")]
+            said = next(v["statement"] for v in run.verdicts if v["id"] == hypothesis)
+            rows.append(
+                [rf"\texttt{{{text(hypothesis)}}}", _phrased(said), text(name.replace("-", " ")), *counts]
+            )
+    header = ["Hypothesis", "Statement", "Study", "Holds", "Does not", "Undecided"]
+    return booktabs(rows, header, r"@{}l>{\raggedright}p{0.43\linewidth}lrrr@{}")
+
+
 _COLUMNS = (
     "dense",
     "reverse",
@@ -204,16 +169,17 @@ def agreement_rows(results: Results) -> str:
 
 def provenance_rows(results: Results) -> str:
     """What each set of results came from."""
-    study, probe, scores = results.study.manifest, results.probe, results.scores
+    sets: list[tuple[str, dict[str, Any], int, int]] = []
+    for run in (results.study, *results.others.values()):
+        shape = run.manifest["data"]["evaluation"]["shape"]
+        sets.append((run.name, run.manifest, shape[0], shape[0] * shape[1]))
+    probed, held = results.probe["tokens"], results.scores["held_out"]["shape"]
+    sets.insert(1, (PROBE, results.probe, probed["sequences"], probed["real"]))
+    sets.insert(2, (SCORES, results.scores, held[0], held[0] * held[1]))
     rows = []
-    for name, manifest, shape in (
-        ("quickstart", study, study["data"]["evaluation"]["shape"]),
-        ("smollm2-probe", probe, [probe["tokens"]["sequences"], probe["tokens"]["real"]]),
-        ("smollm2-scores", scores, scores["held_out"]["shape"]),
-    ):
-        tokens = shape[1] if name == "smollm2-probe" else shape[0] * shape[1]
+    for name, manifest, sequences, tokens in sets:
         commit = str(manifest["git"]["commit"])[:12]
-        cells = [f"{shape[0]}", f"{tokens:,}", text(manifest["dtype"]), text(manifest.get("device", "cpu"))]
+        cells = [str(sequences), f"{tokens:,}", text(manifest["dtype"]), text(manifest.get("device", "cpu"))]
         rows.append([rf"\texttt{{{name}}}", *cells, rf"\texttt{{{commit}}}"])
     header = ["Results", "Sequences", "Tokens", "Precision", "Device", "Commit"]
     return booktabs(rows, header, "@{}lrrlll@{}")
@@ -221,6 +187,7 @@ def provenance_rows(results: Results) -> str:
 
 TABLES: dict[str, Callable[[Results], str]] = {
     "verdicts": verdict_rows,
+    "studies": study_rows,
     "outcomes": outcome_rows,
     "tasks": task_rows,
     "published": published_rows,

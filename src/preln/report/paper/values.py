@@ -11,7 +11,8 @@ import pandas as pd
 
 from preln.base.stats import bootstrap_interval
 from preln.probe import answers
-from preln.report.paper_results import Results, rate, tex
+from preln.report.paper.results import Results, rate, tex
+from preln.report.paper.studies import study_values
 from preln.report.summary import dense_loss, spearman
 
 _SYMBOLS = {
@@ -30,7 +31,7 @@ _SERIES = (
 def values(results: Results) -> dict[str, str]:
     """Every number that the text may use, by key."""
     found: dict[str, str] = {}
-    for part in (_ledger, _study, _verdicts, _probe, _scores, _published):
+    for part in (_ledger, _study, _verdicts, _probe, _scores, _published, study_values):
         for key, value in part(results):
             name = key.replace("_", "-")
             found[name] = value if isinstance(value, str) else tex(value)

@@ -16,6 +16,8 @@ from preln.report.load import Run, load_run
 from preln.report.tables import latex_escape
 
 STUDY, PROBE, SCORES = "quickstart", "smollm2-probe", "smollm2-scores"
+PLACEMENT, REASONING, HEALING = "norm-placement", "reasoning", "healing-smollm2-135m"
+OTHERS = (PLACEMENT, REASONING)  # studies beside the first, in the order of the tables
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Results:
     correlations: pd.DataFrame
     scores: dict[str, Any]
     published: dict[str, Any]
+    others: dict[str, Run]
 
 
 def read_results(folder: str | Path, published: str | Path) -> Results:
@@ -42,7 +45,7 @@ def read_results(folder: str | Path, published: str | Path) -> Results:
         InputError: A folder or file is missing or damaged; the line names it.
     """
     root, table = Path(folder), Path(published)
-    for name in (STUDY, PROBE, SCORES):
+    for name in (STUDY, PROBE, SCORES, *OTHERS):
         if not (root / name / "manifest.json").is_file():
             raise InputError(f"{root / name}: missing, and the paper needs it: restore it or run it again")
     frames = {}
@@ -61,6 +64,7 @@ def read_results(folder: str | Path, published: str | Path) -> Results:
         frames[f"{SCORES}/correlations"],
         read_json(root / SCORES / "manifest.json"),
         yaml.safe_load(table.read_text(encoding="utf-8")),
+        {name: load_run(root / name) for name in OTHERS},
     )
 
 

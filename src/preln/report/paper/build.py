@@ -1,11 +1,4 @@
-"""The write-up: every number, table and figure of it from committed results, and the checks that see to it.
-
-    python -m preln.report.paper generate paper         # macros, tables and figures, under paper/generated
-    python -m preln.report.paper check paper/main.tex   # no number by hand, every claim borne by the ledger
-    python -m preln.report.paper log paper/main.log     # no undefined reference, nothing that sticks out
-
-Exit codes: 0 done; 1 the text or the log has problems, a line each; 2 something is missing, one line.
-"""
+"""Generating the write-up's numbers, tables and figures, and the command line around it."""
 
 from __future__ import annotations
 
@@ -17,14 +10,13 @@ from pathlib import Path
 
 from preln.base.errors import InputError
 from preln.base.files import write_bytes, write_text
-from preln.report.paper_check import Index, check_log, check_source, read_index
-from preln.report.paper_figures import FIGURES, TABLES
-from preln.report.paper_results import Results, read_results
-from preln.report.paper_values import theorems, values
+from preln.report.paper.check import Index, check_log, check_source, read_index
+from preln.report.paper.figures import FIGURES
+from preln.report.paper.results import Results, read_results
+from preln.report.paper.tables import TABLES
+from preln.report.paper.values import theorems, values
 from preln.report.style import render
 from preln.theory import registry
-
-__all__ = ["Index", "check_log", "check_source", "generate", "main", "read_index"]
 
 
 def generate(
@@ -91,7 +83,7 @@ def _macros(index: Index) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; see the module's docstring."""
+    """The command line of :mod:`preln.report.paper`."""
     parser = argparse.ArgumentParser(prog="python -m preln.report.paper")
     verbs = parser.add_subparsers(dest="verb", required=True)
     make = verbs.add_parser("generate", help="macros, tables and figures from committed results")
@@ -120,7 +112,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
