@@ -190,7 +190,9 @@ def test_a_stored_adapter_is_one_that_plain_peft_loads(
         expected = prepared.model(input_ids=ids, use_cache=False).logits
         found = loaded(input_ids=ids, use_cache=False).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert set(peft.get_peft_model_state_dict(loaded)) == set(prepared.parameters)
+    # older versions of peft would ask the hub whether the vocabulary has grown
+    stored = peft.get_peft_model_state_dict(loaded, save_embedding_layers=False)
+    assert set(stored) == set(prepared.parameters)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
