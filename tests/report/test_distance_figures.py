@@ -61,8 +61,8 @@ def test_scattered_blocks_are_no_window(run_folder: Path) -> None:
 
 def test_one_mark_for_the_same_blocks() -> None:
     chosen = pd.DataFrame({"name": ["a-2", "b-2", "c-1"], "start": [3, 3, 0], "size": [2, 2, 1]})
-    assert windows_by_place(chosen) == [(0, 1, "c-1"), (3, 2, "a-2, b-2")]
-    assert windows_by_place(None) == []
+    assert windows_by_place(chosen) == {"c-1": [(0, 1)], "a-2, b-2": [(3, 2)]}
+    assert windows_by_place(None) == {}
 
 
 def test_an_empty_table_is_refused(run_folder: Path) -> None:

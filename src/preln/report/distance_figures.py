@@ -38,8 +38,7 @@ def windows(run: Run) -> pd.DataFrame:
     for prune in run.prunes:
         drop = sorted(int(block) for block in prune["drop"])
         if drop and drop[-1] - drop[0] + 1 == len(drop):
-            name = f"{prune['metric']}-{len(drop)}"
-            rows.append({"name": name, "start": drop[0], "size": len(drop)})
+            rows.append({"name": str(prune["metric"]), "start": drop[0], "size": len(drop)})
     return pd.DataFrame(rows, columns=["name", "start", "size"])
 
 
@@ -76,11 +75,10 @@ def pair_distances(
         look = {"linestyle": "none", "color": INK, "markeredgecolor": PAPER}
         axis.plot(least["start"], least["size"], **look, marker="o", markersize=3, markeredgewidth=0.4,
                   label="least of its size")  # fmt: skip
-        for place, (start, size, names) in enumerate(marked):
-            look["markeredgecolor"], look["color"] = INK, "#ffffff"
-            marker = MARKERS[(place + 1) % len(MARKERS)]
-            axis.plot([start], [size], **look, marker=marker, markersize=7, markeredgewidth=1.0,
-                      label=f"removed: {short(names, 40)}")  # fmt: skip
+        look |= {"markeredgecolor": INK, "color": "#ffffff", "markersize": 6, "markeredgewidth": 1.0}
+        for place, (names, spots) in enumerate(marked.items(), 1):
+            label = f"removed by {short(names, 40)}"
+            axis.plot(*zip(*spots, strict=True), **look, marker=MARKERS[place % len(MARKERS)], label=label)
         axis.set_ylabel("blocks spanned")
         block_axis(axis, "first block")
         axis.spines[:].set_visible(False)
@@ -91,12 +89,15 @@ def pair_distances(
         return figure
 
 
-def windows_by_place(chosen: pd.DataFrame | None) -> list[tuple[int, int, str]]:
-    """Start, size and names: metrics that removed the same blocks share one mark."""
+def windows_by_place(chosen: pd.DataFrame | None) -> dict[str, list[tuple[int, int]]]:
+    """(start, size) of removed runs of blocks by criterion; those that several removed stand under all."""
     if chosen is None or not len(chosen):
-        return []
+        return {}
+    found: dict[str, list[tuple[int, int]]] = {}
     groups: Any = chosen.groupby(["start", "size"], sort=True)  # keys are typed as Hashable only
-    return [(int(start), int(size), ", ".join(own["name"])) for (start, size), own in groups]
+    for (start, size), own in groups:
+        found.setdefault(", ".join(dict.fromkeys(own["name"])), []).append((int(start), int(size)))
+    return found
 
 
 def _table(run: Run) -> pd.DataFrame | None:

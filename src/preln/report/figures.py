@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from preln.report.collapse_figures import COLLAPSE, collapse_curves
 from preln.report.depth_figures import depth_profile, depth_table, norm_sigma, sigma_table
 from preln.report.distance_figures import DISTANCE_FIGURES, pair_distances
 from preln.report.healing_exhibits import HEALING_FIGURES
@@ -36,6 +37,7 @@ __all__ = [
     "FIGURES",
     "Exhibit",
     "FigureSpec",
+    "collapse_curves",
     "depth_profile",
     "exhibits",
     "healing_curves",
@@ -178,6 +180,7 @@ FIGURES = (
         _describe_order,
     ),
     *DISTANCE_FIGURES,
+    COLLAPSE,
     *HEALING_FIGURES,
     *JACOBIAN_FIGURES,
     *THEORY_FIGURES,

@@ -17,6 +17,7 @@ import yaml
 
 from preln.base.errors import InputError
 from preln.base.files import sha256_file
+from preln.report.variants import told_apart
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "layers.parquet": ("measure", "layer", "site", "statistic", "value"),
@@ -56,8 +57,8 @@ class Run:
         pairs: angular distances across runs of blocks; columns as in `probe/pairs.parquet`.
         scores: importance of each block; columns as in `score/scores.parquet`.
         damage: loss with one block removed; columns as in `damage/damage.parquet`.
-        prunes: one `result.json` a prune step, with the step's `id`.
-        heals: one `result.json` a heal step, with the step's `id`.
+        prunes: one `result.json` a prune step, with the step's `id`; `metric` tells variants apart.
+        heals: one `result.json` a heal step, likewise.
         training: all `training.parquet` stacked, after columns `id`, `metric`, `removed`, `recipe`.
         evaluations: one `results.json` an evaluate step, with the step's `id`.
         documents: outcomes of single documents, by the evaluate step's `id`.
@@ -112,7 +113,7 @@ def load_run(path: str | Path) -> Run:
 
 def _tables(steps: tuple[Step, ...]) -> dict[str, Any]:
     found: dict[str, Any] = {"claims": (), "prunes": (), "heals": (), "evaluations": (), "verdicts": ()}
-    training: list[pd.DataFrame] = []
+    curves: dict[str, pd.DataFrame] = {}
     documents: dict[str, pd.DataFrame] = {}
     for step in steps:
         match step.kind:
@@ -128,17 +129,19 @@ def _tables(steps: tuple[Step, ...]) -> dict[str, Any]:
             case "prune":
                 found["prunes"] += _result(step, "result.json", need=("metric", "drop", "loss"))
             case "heal":
-                result = _result(step, "result.json", need=("metric", "drop", "recipe", "loss_after"))
-                found["heals"] += result
+                found["heals"] += _result(
+                    step, "result.json", need=("metric", "drop", "recipe", "loss_after")
+                )
                 curve = _frame(step, "training.parquet")
-                if result and curve is not None:
-                    training.append(_labelled(curve, result[0]))
+                curves |= {} if curve is None else {step.id: curve}
             case "evaluate":
                 found["evaluations"] += _result(step, "results.json", need=("tasks",))
                 rows = _frame(step, "documents.parquet")
                 documents |= {} if rows is None else {step.id: rows}
             case "decide":
                 found["verdicts"] += _records(step, "verdicts.json", "verdicts", need=("id", "status"))
+    found["prunes"], found["heals"] = told_apart(found["prunes"], found["heals"])
+    training = [_labelled(curves[heal["id"]], heal) for heal in found["heals"] if heal["id"] in curves]
     if training:
         found["training"] = pd.concat(training, ignore_index=True)
     return found | {"documents": documents}
