@@ -1,7 +1,9 @@
 """What healing costs: with and without stored states, against adapters, against the plain way.
 
-Run `python benchmarks/heal.py [--json]`. On SmolLM2 less blocks 20 to 27, and on a deep tiny
-model, in one process, every run with the same rows and the same supervised tokens:
+Run `python benchmarks/heal.py [--json]`. On SmolLM2 less blocks 20 to 27, on a tiny model of 24 blocks
+(`tiny:llama:24`, 64 channels, where the interpreter takes much of the time), and on one of 24 blocks of 256
+channels with the same small head (`deep`), in one process, every run with the same rows and the same
+supervised tokens:
 
 - `cached`: partial-3 for two epochs, its frozen prefix computed once, that pass included;
 - `uncached`: the same without stored states; `later`: the same with the states already there;
@@ -22,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from preln import load_model, load_tokens
 from preln.base.memory import peak_bytes, reset_peak
 from preln.heal import Cache, Examples, TrainingSettings, sweep, train
 from preln.heal.preparing.prepare import prepare
 from preln.heal.rows.examples import IGNORED
-from preln.models import drop_blocks
+from preln.models import drop_blocks, tiny_tokenizer
 
 CPU = torch.device("cpu")
 RATES = (1e-5, 1e-4, 3e-4, 1e-3)
@@ -139,10 +142,23 @@ def sweeps(model: Any, rows: Examples, *, batch: int) -> dict[str, float]:
     return {"sweep": shared, "apart": apart, "sweep / apart": shared / apart}
 
 
+def load(name: str) -> tuple[Any, Any]:
+    """Return a model and a tokenizer: SmolLM2 without eight blocks, a deep one, or what the name says."""
+    if name == "deep":
+        config = LlamaConfig(
+            **{"vocab_size": 512, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24},
+            **{"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 512},
+        )
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).eval(), tiny_tokenizer()
+    model, tokenizer = load_model(name)
+    return drop_blocks(model, range(20, 28)) if name.startswith("smollm2") else model, tokenizer
+
+
 def main() -> None:
     """Measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["tiny:llama:24", "smollm2-135m"])
+    parser.add_argument("--models", nargs="+", default=["tiny:llama:24", "deep", "smollm2-135m"])
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -152,9 +168,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = {}
     for name in arguments.models:
-        model, tokenizer = load_model(name)
-        if name.startswith("smollm2"):
-            model = drop_blocks(model, range(20, 28))
+        model, tokenizer = load(name)
         ids = load_tokens(
             "docstrings", tokenizer, sequences=arguments.sequences, length=arguments.length, seed=0
         )
