@@ -30,6 +30,8 @@ from preln.report import (
     probe_page,
     selection,
 )
+from preln.report.collapse_figures import collapse_curves, collapse_table
+from preln.report.distance_figures import pair_distances, windows
 from preln.report.jacobian_figures import jacobian_bounds, logit_lens
 from preln.report.load import load_run
 from preln.report.markdown import fill, refresh_readme
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED_RUN = "reassessing-smollm2-135m"  # the run that repeats the published comparison
+WINDOW_RUN = "uidl-smollm2-135m"  # the run that removes windows of every size
 PICTURES = ("depth-profile", "theory-initialisation", "theory-growth", "theory-mutants")
 
 
@@ -120,8 +123,12 @@ def study(folder: str) -> int:
             load_run(beside), published_table([source]), caveats, healed_by="partial-3"
         )
         parts["published"] = told
-    if (table := placement_figures.run_table(load_run(results))) is not None:
+    run = load_run(results)
+    if (table := placement_figures.run_table(run)) is not None:
         draw("norm_placement", placement_figures.norm_placement(table))
+    if run.name == WINDOW_RUN and run.pairs is not None:
+        draw("uidl_collapse", collapse_curves(collapse_table(run)))
+        draw("uidl_distances", pair_distances(run.pairs, windows(run), width="double"))
     write_text(page, fill(page, parts))
     return 0
 

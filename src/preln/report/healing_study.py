@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,12 @@ RECIPE_COLUMNS = [
 
 
 def healing_runs(run: Run) -> pd.DataFrame:
-    """Every healing run of a study, one row each; losses in nats, ``validation`` chose the rates."""
+    """Every healing run of a study, one row each; losses in nats, ``validation`` chose the rates.
+
+    ``seconds`` are those of the updates, each counted as the median of the run's, so that a pause of the
+    machine does not count.
+    """
+    updates = update_seconds(run.training)
     rows = [
         {
             **{name: heal.get(name) for name in RUN_COLUMNS},
@@ -37,10 +43,22 @@ def healing_runs(run: Run) -> pd.DataFrame:
             "recipe": heal.get("base_recipe", heal["recipe"]),
             "loss": heal["loss_after"],
             "validation": heal.get("validation_after"),
+            "seconds": updates[heal["id"]] * heal["steps"]
+            if heal["id"] in updates and "steps" in heal
+            else heal.get("seconds", math.nan),
         }
         for heal in run.heals
     ]
     return pd.DataFrame(rows, columns=RUN_COLUMNS)
+
+
+def update_seconds(training: pd.DataFrame | None) -> dict[str, float]:
+    """Median seconds of an update of every run, by its step."""
+    if training is None or "seconds" not in training:
+        return {}
+    rows = training.loc[training["split"] == "train"]
+    groups: Any = rows.groupby("id")["seconds"]  # keys are typed as Hashable only
+    return {str(name): float(np.median(np.diff(own.to_numpy(float), prepend=0.0))) for name, own in groups}
 
 
 def recipe_means(runs: pd.DataFrame) -> pd.DataFrame:
