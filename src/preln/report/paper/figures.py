@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from preln.report.collapse_figures import collapse_curves, collapse_table
 from preln.report.depth_figures import depth_profile, norm_sigma
-from preln.report.healing_figures import healing_curves
 from preln.report.jacobian_figures import jacobian_bounds
-from preln.report.paper.results import PLACEMENT, Results
+from preln.report.paper.results import PLACEMENT, WINDOWS, Results
 from preln.report.placement_figures import norm_placement, run_table
 from preln.report.pruning_figures import damage_table
 from preln.report.selection import selection_damage
@@ -55,6 +55,6 @@ FIGURES: dict[str, Callable[[Results], Figure]] = {
     "jacobian-bounds": lambda r: jacobian_bounds(r.layers, width="double"),
     "damage-ranks": lambda r: damage_ranks(damage_table(_held(r.study.scores), _held(r.study.damage))),
     "selection-damage": lambda r: selection_damage(r.damage, width="double"),
+    "collapse-curves": lambda r: collapse_curves(collapse_table(r.others[WINDOWS]), width="double"),
     "norm-placement": lambda r: norm_placement(_held(run_table(r.others[PLACEMENT])), width="double"),
-    "healing-curves": lambda r: healing_curves(_held(r.study.training), width="single"),
 }

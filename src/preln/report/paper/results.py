@@ -17,7 +17,10 @@ from preln.report.tables import latex_escape
 
 STUDY, PROBE, SCORES = "quickstart", "smollm2-probe", "smollm2-scores"
 PLACEMENT, REASONING, HEALING = "norm-placement", "reasoning", "healing-smollm2-135m"
-OTHERS = (PLACEMENT, REASONING)  # studies beside the first, in the order of the tables
+WINDOWS = "uidl-smollm2-135m"
+# studies beside the first, in the order of the tables, and what the tables call them
+LABELS = {HEALING: "healing", WINDOWS: "windows", PLACEMENT: "placement", REASONING: "reasoning"}
+OTHERS = tuple(LABELS)
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,6 @@ def _healing(run: Run) -> Numbers:
 def _losses(run: Run) -> Numbers:
     yield "loss/dense", f"{dense_loss(run):.2f}"
     for prune in run.prunes:
-        yield f"loss/{prune['metric']}-{len(prune['drop'])}", f"{prune['loss']:.2f}"
+        yield f"loss/{str(prune['id']).removeprefix('prune-')}", f"{prune['loss']:.2f}"
     for heal in run.heals:
         yield f"loss/{str(heal['id']).removeprefix('heal-')}", f"{heal['loss_after']:.2f}"

@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from preln.report.paper.results import PROBE, SCORES, Results, rate, text
-from preln.report.summary import outcomes, tasks
+from preln.report.healing_study import healing_runs, recipe_means
+from preln.report.paper.results import HEALING, LABELS, PROBE, SCORES, Results, rate, text
+from preln.report.summary import outcomes
 from preln.report.tables import booktabs
 
 
@@ -24,6 +25,8 @@ _PHRASES = {
     "with l,": "with $l$,",
     "sigma^2 <= 1": r"$\sigma^2\leq1$",
     "sigma(G)": r"$\sigma(G)$",
+    "sigma(J - I)": r"$\sigma(J-I)$",
+    "head < +1 < +2 < +3": "head $<$ $+1$ $<$ $+2$ $<$ $+3$",
     "1e-5": "$10^{-5}$",
 }
 
@@ -52,7 +55,7 @@ def verdict_rows(results: Results) -> str:
             [rf"\texttt{{{text(v['id'])}}}", _phrased(v["meaning"]), value, interval, rule, text(v["status"])]
         )
     header = ["Hypothesis", "Statistic", "Value", "Interval", "Holds if", "Verdict"]
-    return booktabs(rows, header, r"@{}l>{\raggedright}p{0.3\linewidth}rrll@{}")
+    return booktabs(rows, header, r"@{}l>{\raggedright}p{0.37\linewidth}rrll@{}")
 
 
 def outcome_rows(results: Results) -> str:
@@ -84,34 +87,47 @@ def outcome_rows(results: Results) -> str:
     return booktabs(rows, header, "@{}lllrrlrr@{}")
 
 
-def task_rows(results: Results) -> str:
-    """Accuracy with its standard error, a row a model."""
-    table = tasks(results.study)
-    names = sorted(set(table["task"]))
-    cells = table.set_index(["model", "task"])
+def recipe_rows(results: Results) -> str:
+    """Every recipe at the rate that validation chose, on each pruned model; the least loss in bold."""
+    means = recipe_means(healing_runs(results.others[HEALING]))
+    chosen = means.loc[means["best"]]
+    models = list(dict.fromkeys(chosen["model"]))
+    least = chosen.groupby("model")["loss"].min()
+    table = chosen.set_index(["model", "recipe"])
     rows = []
-    for model in dict.fromkeys(table["model"]):
-        shown = [cells.loc[(model, name)] for name in names]
-        words = str(model).removeprefix("heal-").removeprefix("prune-").replace("_", " ")
-        rows.append([text(words), *(rf"{c['acc']:.2f} $\pm$ {c['acc_stderr']:.2f}" for c in shown)])
-    return booktabs(
-        rows, ["Model", *(text(n.replace("_", " ")) for n in names)], "@{}l" + "r" * len(names) + "@{}"
-    )
+    for recipe in chosen.loc[chosen["model"] == models[0]].sort_values(by="loss")["recipe"]:
+        cells = [text(recipe)]
+        for model in models:
+            own: Any = table.loc[(model, recipe)]
+            loss = f"{own['loss']:.2f}"
+            loss = rf"\textbf{{{loss}}}" if own["loss"] == least[model] else loss
+            cells += [rate(own["learning_rate"]), loss, _interval(own["low"], own["high"], ".2f")]
+        rows.append([*cells, f"{own['trainable_parameters'] / 1e6:.1f}", f"{own['seconds']:.0f}"])
+    names = [text(model.replace("_", " ").rpartition("-")[0]) for model in models]
+    header = [
+        "Recipe",
+        *(word for name in names for word in ("Rate", name, "Seeds")),
+        "Trained, M",
+        "Time, s",
+    ]
+    return booktabs(rows, header, "@{}l" + "lrl" * len(models) + "rr@{}")
 
 
 def study_rows(results: Results) -> str:
-    """How many verdicts of each study on each hypothesis hold, do not hold, and are undecided."""
-    rows = []
+    """How many verdicts of the other studies hold, do not hold, and are undecided, by hypothesis."""
+    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for name, run in results.others.items():
-        for hypothesis in dict.fromkeys(verdict["id"] for verdict in run.verdicts):
-            statuses = [v["status"] for v in run.verdicts if v["id"] == hypothesis]
-            counts = [str(statuses.count(kind)) for kind in ("supported", "unsupported", "inconclusive")]
-            said = next(v["statement"] for v in run.verdicts if v["id"] == hypothesis)
-            rows.append(
-                [rf"\texttt{{{text(hypothesis)}}}", _phrased(said), text(name.replace("-", " ")), *counts]
-            )
-    header = ["Hypothesis", "Statement", "Study", "Holds", "Does not", "Undecided"]
-    return booktabs(rows, header, r"@{}l>{\raggedright}p{0.43\linewidth}lrrr@{}")
+        for verdict in run.verdicts:
+            found.setdefault(verdict["id"], []).append((LABELS[name], verdict))
+    rows = []
+    for hypothesis, verdicts in sorted(found.items()):
+        statuses = [verdict["status"] for _, verdict in verdicts]
+        counts = [str(statuses.count(kind)) for kind in ("supported", "unsupported", "inconclusive")]
+        studies = ", ".join(dict.fromkeys(name for name, _ in verdicts))
+        said = _phrased(verdicts[0][1]["statement"])
+        rows.append([rf"\texttt{{{text(hypothesis)}}}", said, studies, *counts])
+    header = ["Hypothesis", "Statement", "Studies", "Holds", "Does not", "Undecided"]
+    return booktabs(rows, header, r"@{}l>{\raggedright}p{0.48\linewidth}lrrr@{}")
 
 
 _COLUMNS = (
@@ -189,7 +205,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "verdicts": verdict_rows,
     "studies": study_rows,
     "outcomes": outcome_rows,
-    "tasks": task_rows,
+    "recipes": recipe_rows,
     "published": published_rows,
     "agreement": agreement_rows,
     "provenance": provenance_rows,
