@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -81,6 +82,19 @@ def test_a_deeper_run_gives_the_axis(run: Run) -> None:
     shown = explorer([run, deep])
     assert shown["layers"] == list(range(12))
     assert {len(row["cells"]) for row in shown["rows"]} == {12}
+
+
+def test_a_pruned_models_gradients_stand_at_the_blocks_numbers(run: Run) -> None:
+    drop = [1, 3]
+    frame = pd.DataFrame(
+        {"measure": "grad_param", "layer": [0, 1, 2, 2], "site": ["block", "block", "block", "attention"]}
+    ).assign(statistic="mean", value=[5.0, 6.0, 7.0, 8.0])
+    prune = {"id": "prune-x-2", "metric": "x", "drop": drop, "loss": 1.0}
+    found = measures(replace(run, prunes=(prune,), shifts={"prune-x-2": frame}))
+    own = found[found["measure"] == "grad_param, x-2"].set_index(["site", "layer"])["value"]
+    assert own.to_dict() == {("block", 0): 5.0, ("block", 2): 6.0, ("block", 4): 7.0, ("attention", 4): 8.0}
+    without = measures(replace(run, prunes=(prune,), shifts={}))
+    assert not without["measure"].str.contains(", x-2").any()
 
 
 def test_nothing_by_depth_gives_no_explorer() -> None:

@@ -28,10 +28,11 @@ def measures(run: Run) -> pd.DataFrame:
     """Everything that a run stores by depth, one value a measure, site and layer.
 
     The probe's measures keep their names, a metric's scores become ``score: NAME`` and the measured damage
-    of removing one block ``damage``; intervals are NaN where none are stored.
+    of removing one block ``damage``; those of a pruned model are ``NAME, METRIC-SIZE``, at the numbers that
+    its blocks have in the whole one. Intervals are NaN where none are stored.
 
     Returns:
-        Columns measure, site, layer, value, low, high, in the order probe, damage, scores.
+        Columns measure, site, layer, value, low, high, in the order probe, pruned models, damage, scores.
     """
     columns = ["measure", "site", "layer", "value", "low", "high"]
     found = []
@@ -39,6 +40,7 @@ def measures(run: Run) -> pd.DataFrame:
         names = tuple(dict.fromkeys(run.layers["measure"]))
         rest = sorted(set(run.layers["site"]) - set(_SITES))
         found.append(select(run.layers, names, (*_SITES, *rest)))
+    found += [_shifted(run, prune) for prune in run.prunes if prune["id"] in run.shifts]
     if run.damage is not None:
         damage = run.damage.reindex(columns=["layer", "delta", "low", "high"])
         found.append(damage.rename(columns={"delta": "value"}).assign(measure="damage", site="block"))
@@ -48,6 +50,20 @@ def measures(run: Run) -> pd.DataFrame:
         found.append(scores.assign(measure=names, site="block", low=math.nan, high=math.nan))
     tables = [table.reindex(columns=columns) for table in found if len(table)]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+def _shifted(run: Run, prune: dict[str, Any]) -> pd.DataFrame:
+    """A pruned model's measures at the numbers that its blocks have in the whole one."""
+    frame, drop = run.shifts[prune["id"]], {int(block) for block in prune["drop"]}
+    count = int(frame["layer"].max()) + len(drop)
+    kept = [block for block in range(count + 1) if block not in drop]  # what follows the blocks stays last
+    names = tuple(dict.fromkeys(frame["measure"]))
+    table = select(frame, names, (*_SITES, *sorted(set(frame["site"]) - set(_SITES))))
+    model = f"{prune['metric']}-{len(drop)}"
+    return table.assign(
+        measure=[f"{name}, {model}" for name in table["measure"]],
+        layer=[kept[int(layer)] for layer in table["layer"]],
+    )
 
 
 def explorer(runs: Sequence[Run]) -> dict[str, Any] | None:

@@ -61,6 +61,8 @@ class Run:
         heals: one `result.json` a heal step, likewise.
         training: all `training.parquet` stacked, after columns `id`, `metric`, `removed`, `recipe`.
         evaluations: one `results.json` an evaluate step, with the step's `id`.
+        shifts: gradients of pruned models, by the name of the prune step; columns as `layers`, blocks counted
+            in the pruned model.
         documents: outcomes of single documents, by the evaluate step's `id`.
         verdicts: the decided hypotheses.
     """
@@ -79,6 +81,7 @@ class Run:
     heals: tuple[dict[str, Any], ...] = ()
     training: pd.DataFrame | None = None
     evaluations: tuple[dict[str, Any], ...] = ()
+    shifts: dict[str, pd.DataFrame] = field(default_factory=dict)
     documents: dict[str, pd.DataFrame] = field(default_factory=dict)
     verdicts: tuple[dict[str, Any], ...] = field(default=())
 
@@ -115,6 +118,7 @@ def _tables(steps: tuple[Step, ...]) -> dict[str, Any]:
     found: dict[str, Any] = {"claims": (), "prunes": (), "heals": (), "evaluations": (), "verdicts": ()}
     curves: dict[str, pd.DataFrame] = {}
     documents: dict[str, pd.DataFrame] = {}
+    shifts: dict[str, pd.DataFrame] = {}
     for step in steps:
         match step.kind:
             case "verify":
@@ -138,13 +142,16 @@ def _tables(steps: tuple[Step, ...]) -> dict[str, Any]:
                 found["evaluations"] += _result(step, "results.json", need=("tasks",))
                 rows = _frame(step, "documents.parquet")
                 documents |= {} if rows is None else {step.id: rows}
+            case "shift":
+                moved = _frame(step, "layers.parquet")
+                shifts |= {} if moved is None else {f"prune-{step.id.removeprefix('shift-')}": moved}
             case "decide":
                 found["verdicts"] += _records(step, "verdicts.json", "verdicts", need=("id", "status"))
     found["prunes"], found["heals"] = told_apart(found["prunes"], found["heals"])
     training = [_labelled(curves[heal["id"]], heal) for heal in found["heals"] if heal["id"] in curves]
     if training:
         found["training"] = pd.concat(training, ignore_index=True)
-    return found | {"documents": documents}
+    return found | {"documents": documents, "shifts": shifts}
 
 
 def _labelled(curve: pd.DataFrame, result: dict[str, Any]) -> pd.DataFrame:
