@@ -254,6 +254,16 @@ def test_the_command_line_asks_for_own_code_too(own, tmp_path, capsys):
     assert "runs its own code: modeling_own.py" in capsys.readouterr().err
 
 
+def test_a_pruned_model_brings_its_own_code_along(own, tmp_path, capsys):
+    out = tmp_path / "small"
+    assert main(["prune", str(own), "--layers", "1", "--out", str(out), "--own-code", NAME]) == 0
+    assert {"modeling_own.py", "parts.py"} <= {path.name for path in out.iterdir()}
+    model, _ = load_model(str(out), own_code=NAME)
+    assert type(model).__name__ == "OwnForCausalLM" and model.config.num_hidden_layers == 3
+    with pytest.raises(InputError, match="which is not run"):
+        load_model(str(out))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

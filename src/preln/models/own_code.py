@@ -54,6 +54,11 @@ def asks_for_code(location: str, spec: str, name: str | None) -> bool:
     return True
 
 
+def runs_own_code(model: object) -> bool:
+    """Whether a model's class comes from a checkpoint's own code, and not from transformers."""
+    return any(kind.__module__.partition(".")[0] == "transformers_modules" for kind in type(model).__mro__)
+
+
 def _is_known(folder: Path) -> bool:
     """Whether transformers has a class of its own for the model."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

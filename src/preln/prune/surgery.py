@@ -17,6 +17,7 @@ from preln.base.files import staged_directory, write_text
 from preln.models import drop_blocks, find_blocks
 from preln.models.compact import compact_halves, is_compact, load_compact
 from preln.models.halves import silence_halves
+from preln.models.own_code import runs_own_code
 from preln.prune.card import model_card
 from preln.prune.plan import REMOVE, Plan, plan_layers, write_plan
 
@@ -148,6 +149,10 @@ def check_checkpoint(folder: str | os.PathLike[str], model: PreTrainedModel) -> 
     if attention is not None:
         settings["attn_implementation"] = attention
     compact = is_compact(model)
+    if (
+        not compact
+    ):  # own code was asked for when the model was loaded; none is run, or asked about, otherwise
+        settings["trust_remote_code"] = runs_own_code(model)
     if compact:
         _check_refused(folder, model)
     load = load_compact if compact else AutoModelForCausalLM.from_pretrained
