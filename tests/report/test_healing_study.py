@@ -1,5 +1,6 @@
 """The page of healing: means over seeds, best rates, a figure, parts that hold the numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -71,7 +72,21 @@ def test_the_figure_draws_every_recipe_on_every_model(run):
     ]
     assert sorted(float(curve[-1]) for curve in curves) == [4.5, 9.5]
     assert right.get_xscale() == "log"
+    figure.draw_without_rendering()
+    shown = [label.get_text() for label in right.get_xticklabels()]
+    assert "1e-5" in shown and "1e-3" in shown and not any("$" in text for text in shown)
     assert render(figure, "png") == render(healing_study(run), "png")
+
+
+def test_a_pause_of_the_machine_is_no_time_of_a_recipe(run):
+    seconds = [2.0, 4.0, 1004.0, 1006.0, 1008.0]
+    name = run.heals[0]["id"]
+    rows = [(name, "reverse", 2, name, step + 1, 64, "train", 5.0, at) for step, at in enumerate(seconds)]
+    training = pd.DataFrame(rows, columns=[*run.training.columns, "seconds"])
+    heals = tuple(heal | {"steps": 5} for heal in run.heals)
+    found = healing_runs(replace(run, heals=heals, training=training)).set_index("id")["seconds"]
+    assert found[name] == 10.0
+    assert found[heals[1]["id"]] == 1.0  # no curve: what the step says
 
 
 def test_nothing_healed_is_refused(run):

@@ -126,6 +126,8 @@ def healing_study(run: Run, *, width: str = "double") -> Figure:
             left.set_ylabel("validation loss (nats a token)")
             right.set_ylabel("held-out loss (nats a token)")
             right.set_xscale("log")
+            # text is plain in the house's style: powers of ten as a rate is typed
+            right.xaxis.set_major_formatter(lambda rate, _: f"{rate:.0e}".replace("e-0", "e-"))
             right.set_xlabel("learning rate")
         recipe_legend(
             figure, looks, before=True, dense=dense is not None, columns=3 if width == "single" else 7
