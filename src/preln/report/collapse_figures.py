@@ -42,7 +42,7 @@ def collapse_table(run: Run) -> pd.DataFrame:
     dense = dense_loss(run)
     first = [] if dense is None else [("loss", dense, math.nan, math.nan)]
     accuracy = next((e for e in run.evaluations if e["id"] == "evaluate-dense"), None)
-    if accuracy is not None and (found["panel"] == "accuracy").any():
+    if accuracy is not None and "accuracy" in set(found["panel"]):
         first.append(("accuracy", *_mean_accuracy(accuracy)))
     start = [(panel, "", "dense", 0, *values) for panel, *values in first]
     whole = pd.concat([pd.DataFrame(start, columns=COLUMNS), found], ignore_index=True)

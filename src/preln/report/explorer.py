@@ -55,7 +55,7 @@ def measures(run: Run) -> pd.DataFrame:
 def _shifted(run: Run, prune: dict[str, Any]) -> pd.DataFrame:
     """A pruned model's measures at the numbers that its blocks have in the whole one."""
     frame, drop = run.shifts[prune["id"]], {int(block) for block in prune["drop"]}
-    count = int(frame["layer"].max()) + len(drop)
+    count = _deepest(frame) + len(drop)
     kept = [block for block in range(count + 1) if block not in drop]  # what follows the blocks stays last
     names = tuple(dict.fromkeys(frame["measure"]))
     table = select(frame, names, (*_SITES, *sorted(set(frame["site"]) - set(_SITES))))

@@ -97,11 +97,11 @@ def _placement(run: Run) -> Numbers:
 
 
 def _reasoning(run: Run) -> Numbers:
-    answered: dict[str, pd.Series] = {}
+    answered: dict[str, Any] = {}  # pandas types a selection as frame, series and number at once
     for step in run.steps:
         table = step.folder / "documents.parquet"
         if step.kind == "answer" and table.is_file():
-            totals = pd.read_parquet(table).groupby("task")[["bits", "bytes"]].sum()
+            totals: Any = pd.read_parquet(table).groupby("task")[["bits", "bytes"]].sum()
             answered[step.id.removeprefix("answer-")] = totals["bits"] / totals["bytes"]
         if step.kind == "write" and (step.folder / "summary.parquet").is_file():
             summary: Any = pd.read_parquet(step.folder / "summary.parquet").set_index("measure")["value"]
@@ -116,7 +116,7 @@ def _reasoning(run: Run) -> Numbers:
 
 
 def _healing(run: Run) -> Numbers:
-    runs = healing_runs(run)
+    runs: Any = healing_runs(run)
     yield "runs", len(runs)
     yield "seeds", int(runs["seed"].nunique())
     yield "run-tokens", int(runs["tokens"].max())
