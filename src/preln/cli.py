@@ -16,7 +16,7 @@ from preln.base.faults import environment_line, is_out_of_memory, memory_line
 from preln.base.files import write_json
 from preln.base.interrupts import left, taken
 from preln.base.locks import claimed_folder
-from preln.base.staging import is_whole
+from preln.base.staging import abandon, is_whole
 from preln.verbs import BAD_INPUT, DONE, INTERRUPTED, NOT_HELD, Outcome, evaluate, heal, probe, prune, score
 
 # what makes a verb need less memory
@@ -146,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         pressed.append(True)
+    if argv is None:
+        abandon()  # what the interrupt kept from being removed
     kept = "finished work is kept, the same command continues"
     if arguments.out and is_whole(arguments.out):
         kept = f"its work was done, {arguments.out} is whole"

@@ -1,7 +1,9 @@
 import math
+import os
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,3 +157,34 @@ def test_checksums_name_what_changed_and_leave_the_readme_alone(tmp_path):
     with pytest.raises(InputError, match=r"checksums\.json: lists no SHA-256"):
         files.verify_checksums(root)
     assert not files.verify_checksums(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_an_interrupt_right_after_something_is_made_leaves_nothing(tmp_path, monkeypatch, kind):
+    """The name is noted before: it is removed whether or not the call that made it came back."""
+    mkdir, opened = Path.mkdir, os.open
+
+    def made(path, *args, **kwargs):
+        mkdir(path, *args, **kwargs)
+        if path.name.endswith(".part"):
+            raise KeyboardInterrupt
+
+    def begun(path, flags, *args, **kwargs):
+        handle = opened(path, flags, *args, **kwargs)
+        if str(path).endswith(".part"):
+            os.close(handle)
+            raise KeyboardInterrupt
+        return handle
+
+    if kind == "folder":
+        monkeypatch.setattr(Path, "mkdir", made)
+    else:
+        monkeypatch.setattr(os, "open", begun)
+    with pytest.raises(KeyboardInterrupt):
+        if kind == "folder":
+            with files.staged_directory(tmp_path / "out"):
+                pass
+        else:
+            files.write_text(tmp_path / "out", "text")
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []

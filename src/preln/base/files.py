@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from preln.base.errors import InputError
 from preln.base.faults import writing
 from preln.base.locks import locked_file as locked_file
-from preln.base.staging import PART, clear_parts, noted, part_prefix, take_place, umask
+from preln.base.staging import clear_parts, noted, part_of, take_place, umask
 from preln.base.staging import replacing as _replacing
 
 if TYPE_CHECKING:
@@ -151,14 +150,15 @@ def staged_directory(
         raise InputError(f"{target}: is a file, not a folder: name another --out")
     if not replace:
         _check_empty(target)
-    try:
-        with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            clear_parts(target)
-            temporary = Path(tempfile.mkdtemp(prefix=part_prefix(target), suffix=PART, dir=target.parent))
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror}): name another --out") from error
-    with noted(temporary):
+    temporary = part_of(target)
+    with noted(temporary):  # before it is there: an interrupt may come right after
+        try:
+            with writing(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                clear_parts(target)
+                temporary.mkdir(mode=0o700)
+        except OSError as error:
+            raise InputError(f"{target}: cannot be written ({error.strerror}): name another --out") from error
         try:
             with writing(target):
                 temporary.chmod(0o777 & ~umask())

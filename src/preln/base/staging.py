@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import os
 import platform
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,14 +29,13 @@ def replacing(path: Path) -> Iterator[Path]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_parts(path)
-        handle, name = tempfile.mkstemp(prefix=part_prefix(path), suffix=PART, dir=path.parent)
-        temporary = Path(name)
-        with noted(temporary):
-            os.close(handle)
+        temporary = part_of(path)
+        with noted(temporary):  # before it is there: an interrupt may come right after
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             yield temporary
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
-            # mkstemp makes private files; a result is as readable as any file that the user creates
+            # it was private until now; a result is as readable as any file that the user creates
             temporary.chmod(0o666 & ~umask())
             os.replace(temporary, path)
 
@@ -71,6 +70,11 @@ def part_prefix(path: Path, process: int | None = None) -> str:
     """How the names of unfinished files of ``path`` begin, which a process of this machine writes."""
     machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
     return f".{path.name}.{machine}-{os.getpid() if process is None else process}-"
+
+
+def part_of(path: Path) -> Path:
+    """A name beside ``path`` for what this process is going to write."""
+    return path.parent / f"{part_prefix(path)}{secrets.token_hex(4)}{PART}"
 
 
 def clear_parts(path: Path) -> None:
