@@ -14,7 +14,7 @@ from preln import __version__
 from preln.base.errors import InputError
 from preln.base.faults import environment_line, is_out_of_memory, memory_line
 from preln.base.files import write_json
-from preln.base.interrupts import left, taken
+from preln.base.interrupts import hushed, left, taken
 from preln.base.locks import claimed_folder
 from preln.base.staging import abandon, is_whole
 from preln.verbs import BAD_INPUT, DONE, INTERRUPTED, NOT_HELD, Outcome, evaluate, heal, probe, prune, score
@@ -147,11 +147,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         pressed.append(True)
     if argv is None:
+        hushed()  # the line below is the only one
         abandon()  # what the interrupt kept from being removed
     kept = "finished work is kept, the same command continues"
     if arguments.out and is_whole(arguments.out):
         kept = f"its work was done, {arguments.out} is whole"
     print(f"preln: interrupted: {kept}", file=sys.stderr)
+    if argv is None:
+        left(INTERRUPTED)
     return INTERRUPTED
 
 

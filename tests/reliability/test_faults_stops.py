@@ -113,7 +113,7 @@ def test_ctrl_c_once_and_twice_at_any_moment(verb, prepared, undisturbed, disk, 
         if ended.code == 130:
             heard += 1
             line = commands.one_line(ended.errors)
-            done = verb not in ("run", "report") and (folder / "out").exists() and "twice" not in line
+            done = verb not in ("run", "report") and (folder / "out").exists() and "interrupted twice" not in line
             assert ("out is whole" if done else "the same command") in line
         assert commands.unfinished(folder) == [], ended
         if verb not in ("run", "report") and (folder / "out").exists():  # heard on the way out: it is whole
@@ -153,8 +153,37 @@ def test_a_second_ctrl_c_does_not_wait_for_what_the_first_waits_for(tmp_path):
         process.signal(signal.SIGINT)
     ended = process.wait()
     assert ended.code == 130 and time.monotonic() - began < 20
-    assert "twice" in commands.one_line(ended.errors)
+    assert "interrupted twice" in commands.one_line(ended.errors)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hidden", "ready"]
+
+
+@pytest.mark.parametrize("moment", ["before the line", "after it"])
+def test_a_second_ctrl_c_while_the_first_is_told_says_nothing_more(moment, tmp_path):
+    def interrupted(_arguments):
+        raise KeyboardInterrupt
+
+    def first():
+        interrupted.__name__ = "sources"
+        cli.sources = interrupted
+        name = "abandon" if moment == "before the line" else "left"
+        original = getattr(cli, name)
+
+        def slow(*values):
+            original(*values)
+            (tmp_path / "ready").write_text("x")
+            until = time.monotonic() + (0.3 if name == "abandon" else 30)
+            while time.monotonic() < until:
+                time.sleep(0.01)
+
+        setattr(cli, name, slow)
+
+    process, began = commands.Process(["sources"], tmp_path, first), time.monotonic()
+    while not (tmp_path / "ready").exists() and time.monotonic() - began < 20:
+        time.sleep(0.01)
+    process.signal(signal.SIGINT)
+    ended = process.wait()
+    assert ended.code == 130 and time.monotonic() - began < 20
+    assert "the same command continues" in commands.one_line(ended.errors)
 
 
 def test_an_interrupt_that_cannot_be_raised_is_raised_a_moment_later(tmp_path):

@@ -57,7 +57,17 @@ def taken(code: int, pressed: list[bool]) -> None:
     sys.unraisablehook = on_unraisable
 
 
+def hushed() -> None:
+    """The interrupt was heard and is about to be told: what comes until :func:`left` says nothing more."""
+    if _is_ours():
+        signal.signal(signal.SIGINT, lambda _number, _frame: None)
+
+
 def left(code: int) -> None:
     """The work is done and the process ends: an interrupt from here on ends it at once, with its own code."""
-    if getattr(signal.getsignal(signal.SIGINT), "__module__", None) == __name__:
+    if _is_ours():
         signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(code))
+
+
+def _is_ours() -> bool:
+    return getattr(signal.getsignal(signal.SIGINT), "__module__", None) == __name__
