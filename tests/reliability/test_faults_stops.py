@@ -113,7 +113,8 @@ def test_ctrl_c_once_and_twice_at_any_moment(verb, prepared, undisturbed, disk, 
         if ended.code == 130:
             heard += 1
             line = commands.one_line(ended.errors)
-            done = verb not in ("run", "report") and (folder / "out").exists() and "interrupted twice" not in line
+            there = verb not in ("run", "report") and (folder / "out").exists()
+            done = there and "interrupted twice" not in line
             assert ("out is whole" if done else "the same command") in line
         assert commands.unfinished(folder) == [], ended
         if verb not in ("run", "report") and (folder / "out").exists():  # heard on the way out: it is whole
