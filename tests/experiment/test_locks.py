@@ -1,12 +1,17 @@
 """Several processes at once: one lock, one step, one file of stored states, and no living work removed."""
 
+import fcntl
+import io
+import itertools
 import multiprocessing
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from preln.base import locks
 from preln.base.files import locked_file
 from preln.experiment import RunStore
 from preln.experiment.store import WORK
@@ -51,6 +56,36 @@ def test_a_lock_is_one_processes_at_a_time_also_as_its_file_comes_and_goes(tmp_p
     assert not (tmp_path / "lock").exists()
     with locked_file(tmp_path / "lock"), pytest.raises(BlockingIOError):
         locked_file(tmp_path / "lock", wait=False).__enter__()
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_an_interrupt_while_a_lock_is_taken_leaves_no_file_but_another_ones(tmp_path, monkeypatch, after):
+    """The first moment is right after the file is made, then two while its lock is asked for."""
+    target, calls = tmp_path / "lock", itertools.count(1)
+
+    def interrupted(original):
+        def call(*values, **kwargs):
+            found = original(*values, **kwargs)
+            if next(calls) == after:
+                if isinstance(found, io.IOBase):
+                    found.close()
+                raise KeyboardInterrupt
+            return found
+
+        return call
+
+    monkeypatch.setattr(Path, "open", interrupted(Path.open))
+    monkeypatch.setattr(locks.fcntl, "flock", interrupted(fcntl.flock))
+    monkeypatch.setattr(locks.os.path, "samestat", interrupted(os.path.samestat))
+    with pytest.raises(KeyboardInterrupt), locked_file(target):
+        raise AssertionError("it was not interrupted")
+    assert not target.exists()
+    with target.open("a+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        calls = itertools.count(1)
+        with pytest.raises((KeyboardInterrupt, BlockingIOError)), locked_file(target, wait=False):
+            raise AssertionError("two hold it")
+        assert target.exists()
 
 
 def test_two_that_want_the_same_stored_states_fill_them_once(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """Two commands with one folder at once: the second is refused, and the first ends as if it had been alone."""
 
 import argparse
-import contextlib
 import os
 import signal
 
@@ -20,16 +19,14 @@ pytestmark = pytest.mark.integration
 
 def stop_with_lock():
     """Have this process stop when it has its first lock."""
-    noted, stops = locks.noted, iter([signal.SIGSTOP])
+    take, stops = locks._Lock.take, iter([signal.SIGSTOP])
 
-    @contextlib.contextmanager
-    def stop(path):
-        with noted(path):
-            for number in stops:
-                os.kill(os.getpid(), number)
-            yield
+    def stop(*values):
+        take(*values)
+        for number in stops:
+            os.kill(os.getpid(), number)
 
-    locks.noted = stop
+    locks._Lock.take = stop
 
 
 @pytest.mark.parametrize("verb", commands.VERBS)

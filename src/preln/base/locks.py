@@ -10,7 +10,9 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from preln.base.errors import InputError
 from preln.base.faults import writing
@@ -33,25 +35,50 @@ def locked_file(path: str | os.PathLike[str], *, wait: bool = True) -> Iterator[
         BlockingIOError: Somebody else holds it, and ``wait`` is false.
         OSError: The file cannot be made, or its file system has no locks.
     """
-    target = Path(path)
-    while True:
-        handle = target.open("a+")
+    target, lock = Path(path), _Lock()
+    with noted(target, lock.give_back):  # before it is there: an interrupt may come right after
+        lock.take(target, wait)
+        yield
+
+
+@dataclass
+class _Lock:
+    """A lock's file, open or not, held or not."""
+
+    handle: IO[str] | None = None
+    held: bool = False
+
+    def take(self, target: Path, wait: bool) -> None:
+        """Open the file and hold it."""
+        while not self.held:
+            self.handle = target.open("a+")
+            fcntl.flock(self.handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            self.held = self._is(target)
+            if not self.held:
+                self.handle.close()
+
+    def give_back(self, target: Path) -> None:
+        """Remove the file, unless somebody else holds it, and close it."""
+        if self.held:
+            target.unlink(missing_ok=True)
+        else:  # an interrupt may have come when the file was there for nobody
+            self._close()
+            with contextlib.suppress(OSError), target.open("r+") as self.handle:
+                fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._is(target):
+                    target.unlink()
+        self._close()
+
+    def _is(self, target: Path) -> bool:
+        # the former holder removes the file: whoever waited for it holds a lock that nobody else sees
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            # the former holder removes the file: whoever waited for it holds a lock that nobody else sees
-            if target.exists() and os.path.samestat(os.fstat(handle.fileno()), target.stat()):
-                break
+            return self.handle is not None and os.path.samestat(os.fstat(self.handle.fileno()), target.stat())
         except FileNotFoundError:
-            pass
-        except BaseException:
-            handle.close()
-            raise
-        handle.close()
-    try:
-        with noted(target):  # which removes it
-            yield
-    finally:
-        handle.close()
+            return False
+
+    def _close(self) -> None:
+        if self.handle is not None:
+            self.handle.close()
 
 
 @contextlib.contextmanager

@@ -8,14 +8,15 @@ import os
 import platform
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from preln.base.faults import writing
 
 PART = ".part"  # how the name of an unfinished file or folder ends
 _FORMER = ".old"  # and that of a folder which is being replaced
-_unfinished: dict[Path, int] = {}  # paths that this process will remove or rename, and its number
+# paths that this process will remove or rename, its number, and how each is removed
+_unfinished: dict[Path, tuple[int, Callable[[Path], object]]] = {}
 _whole: set[Path] = set()  # folders that took their place in this process
 
 
@@ -40,17 +41,6 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
 
 
-@contextlib.contextmanager
-def noted(temporary: Path) -> Iterator[None]:
-    """Remove a temporary file or folder when the block ends, or when :func:`abandon` is called before."""
-    _unfinished[temporary] = os.getpid()
-    try:
-        yield
-    finally:
-        _remove(temporary)
-        _unfinished.pop(temporary, None)
-
-
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
@@ -58,12 +48,23 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def noted(temporary: Path, remove: Callable[[Path], object] = _remove) -> Iterator[None]:
+    """Remove a temporary file or folder when the block ends, or when :func:`abandon` is called before."""
+    _unfinished[temporary] = (os.getpid(), remove)
+    try:
+        yield
+    finally:
+        remove(temporary)
+        _unfinished.pop(temporary, None)
+
+
 def abandon() -> None:
     """Remove what this process is writing, for one that ends at once; whole files and folders stay."""
-    for path, owner in list(_unfinished.items()):
+    for path, (owner, remove) in list(_unfinished.items()):
         if owner == os.getpid():  # not what the process that this one was forked from is writing
             with contextlib.suppress(OSError):
-                _remove(path)
+                remove(path)
 
 
 def part_prefix(path: Path, process: int | None = None) -> str:
