@@ -15,6 +15,7 @@ from preln.report.summary import dense_loss
 COLUMNS = ["share", "selection", "recipe", "models", "kept_least", "kept", "kept_most", "published_place",
            "loss_raw", "raw_place", "loss_healed", "healed_place", "accuracy_kept"]  # fmt: skip
 NEAR = 0.05  # how far a share of whole blocks may lie from the published one
+FEWEST = 5  # conditions that a rank correlation says something about
 # the paper's recipes by what this project calls them; its selections were all healed by LoRA
 RECIPES = {"reassess-qlora": "qlora", "reassess-head": "head", "reassess-lora": "lora"} | {
     f"reassess-partial-{k}": f"partial-{k}" for k in (1, 2, 3)
@@ -139,8 +140,9 @@ def _placed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ):
         sign = -1 if value == "kept" else 1
         known = [sign * row[value] for row in rows if row[value] is not None]
+        told = len(set(known)) > 1 or len(known) == 1  # all alike have no place
         for row in rows:
-            own = row[value]
+            own = row[value] if told else None
             row[place] = None if own is None else 1 + sum(other < sign * own for other in known)
     return rows
 
@@ -153,7 +155,7 @@ def _agreement(table: pd.DataFrame) -> str:
     for share, own in _by_share(table):
         for place, what in (("raw_place", "raw"), ("healed_place", "healed")):
             both = own[["published_place", place]].dropna().astype(float)
-            if len(both) > 2:
+            if len(both) >= FEWEST and both.nunique().min() > 1:
                 found: Any = spearmanr(both["published_place"], both[place])
                 told.append(f"{found.statistic:+.2f} with {what} ones ({len(both)} at a share of {share:g})")
     return f"Rank correlation of published with measured places: {'; '.join(told)}." if told else ""
@@ -173,11 +175,15 @@ def _markdown(table: pd.DataFrame) -> str:
         kept = f"{row['kept']:.2f} [{row['kept_least']:.2f}, {row['kept_most']:.2f}] of {row['models']}"
         lines.append(
             f"| {row['share']:g} | `{row['selection']}` | {row['recipe'] or '–'} | {kept} | "
-            f"{row['published_place']} | {row['loss_raw']:.2f} | {row['raw_place']} | "
-            f"{_number(row['loss_healed'])} | {row['healed_place'] or '–'} | "
+            f"{_place(row['published_place'])} | {row['loss_raw']:.2f} | {_place(row['raw_place'])} | "
+            f"{_number(row['loss_healed'])} | {_place(row['healed_place'])} | "
             f"{_number(row['accuracy_kept'])} |"
         )
     return "\n".join(lines)
+
+
+def _place(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f}"
 
 
 def _number(value: float | None) -> str:
