@@ -10,6 +10,7 @@ from pathlib import Path
 
 from preln.base.errors import InputError
 from preln.base.files import write_bytes, write_text
+from preln.report.findings import SHOWN
 from preln.report.paper.check import Index, check_log, check_source, read_index
 from preln.report.paper.figures import FIGURES
 from preln.report.paper.results import Results, read_results
@@ -72,7 +73,7 @@ def older_statements(results: Results) -> list[str]:
 
 def _statuses(results: Results) -> dict[str, str]:
     """The verdict of every hypothesis that the study decided."""
-    return {str(v["id"]): str(v["status"]) for v in results.study.verdicts}
+    return {str(v["id"]): SHOWN[v["status"]] for v in results.study.verdicts}
 
 
 def _macros(index: Index) -> str:

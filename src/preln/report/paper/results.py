@@ -17,9 +17,15 @@ from preln.report.tables import latex_escape
 
 STUDY, PROBE, SCORES = "quickstart", "smollm2-probe", "smollm2-scores"
 PLACEMENT, REASONING, HEALING = "norm-placement", "reasoning", "healing-smollm2-135m"
-WINDOWS = "uidl-smollm2-135m"
+WINDOWS, COMPARISON = "uidl-smollm2-135m", "reassessing-smollm2-135m"
 # studies beside the first, in the order of the tables, and what the tables call them
-LABELS = {HEALING: "healing", WINDOWS: "windows", PLACEMENT: "placement", REASONING: "reasoning"}
+LABELS = {
+    COMPARISON: "comparison",  # the main one
+    HEALING: "healing",
+    WINDOWS: "windows",
+    PLACEMENT: "placement",
+    REASONING: "reasoning",
+}
 OTHERS = tuple(LABELS)
 
 
@@ -99,6 +105,11 @@ def rate(value: float) -> str:
     mantissa, power = f"{value:.0e}".split("e")
     factor = "" if mantissa == "1" else rf"{mantissa}\times"
     return rf"\ensuremath{{{factor}10^{{{int(power)}}}}}"
+
+
+def interval(low: float, high: float, style: str) -> str:
+    """Both ends in brackets, as LaTeX."""
+    return f"[{low:{style}}, {high:{style}}]".replace("-", r"$-$")
 
 
 def text(value: Any) -> str:

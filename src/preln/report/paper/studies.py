@@ -11,6 +11,7 @@ from preln.base.errors import InputError
 from preln.report.findings import SHOWN, overall
 from preln.report.healing_study import healing_runs, recipe_means
 from preln.report.load import Run
+from preln.report.paper.comparison import comparison_values
 from preln.report.paper.results import HEALING, PLACEMENT, REASONING, Results, rate, tex
 from preln.report.summary import dense_loss
 
@@ -28,6 +29,7 @@ def study_values(results: Results) -> Numbers:
             name, _losses
         )(run):
             yield f"{name}/{key}", value
+    yield from comparison_values(results)
 
 
 def key_of(verdict: dict[str, Any]) -> str:

@@ -7,15 +7,21 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from preln.report.findings import SHOWN
 from preln.report.healing_study import healing_runs, recipe_means
-from preln.report.paper.results import HEALING, LABELS, PROBE, SCORES, Results, rate, text
-from preln.report.summary import outcomes
+from preln.report.paper.comparison import comparison_rows
+from preln.report.paper.results import (
+    COMPARISON,
+    HEALING,
+    LABELS,
+    PROBE,
+    SCORES,
+    Results,
+    interval,
+    rate,
+    text,
+)
 from preln.report.tables import booktabs
-
-
-def _interval(low: float, high: float, style: str) -> str:
-    return f"[{low:{style}}, {high:{style}}]".replace("-", r"$-$")
-
 
 # how the ledger's plain words are set
 _PHRASES = {
@@ -24,6 +30,8 @@ _PHRASES = {
     "with l, l = 0 … L": r"with $l=0,\dots,L$",
     "with l,": "with $l$,",
     "sigma^2 <= 1": r"$\sigma^2\leq1$",
+    "sigma^2 > 1": r"$\sigma^2>1$",
+    "sigma of the norm's Jacobian < 1": r"$\sigma$ of the norm's Jacobian is below one",
     "sigma(G)": r"$\sigma(G)$",
     "sigma(J - I)": r"$\sigma(J-I)$",
     "head < +1 < +2 < +3": "head $<$ $+1$ $<$ $+2$ $<$ $+3$",
@@ -44,47 +52,19 @@ def _edged(part: str) -> str:
 
 
 def verdict_rows(results: Results) -> str:
-    """Hypotheses: what decides, value with interval, rule, verdict."""
-    rows = []
-    for v in results.study.verdicts:
-        value = "--" if v["value"] is None else f"{v['value']:.3g}".replace("-", r"$-$")
+    """Hypotheses of the main study: what decides, on which model, value with interval, rule, verdict."""
+    rows, former = [], ""
+    for v in results.others[COMPARISON].verdicts:
+        value = "--" if v["value"] is None else f"{v['value']:.2f}".replace("-", r"$-$")
         low, high = v.get("interval") or (math.nan, math.nan)
-        interval = "--" if math.isnan(low) else _interval(low, high, ".3g")
-        rule = text(v["expected"]).replace("-", r"$-$")
-        rows.append(
-            [rf"\texttt{{{text(v['id'])}}}", _phrased(v["meaning"]), value, interval, rule, text(v["status"])]
-        )
-    header = ["Hypothesis", "Statistic", "Value", "Interval", "Holds if", "Verdict"]
-    return booktabs(rows, header, r"@{}l>{\raggedright}p{0.37\linewidth}rrll@{}")
-
-
-def outcome_rows(results: Results) -> str:
-    """Losses before and after healing, with what was removed and trained; the lowest in bold."""
-    table = outcomes(results.study)
-    best = {stage: group["loss"].min() for stage, group in table.groupby("stage") if stage != "dense"}
-    rows = []
-    for row in table.to_dict("records"):
-        healed, dense = row["stage"] == "healed", row["stage"] == "dense"
-        loss = f"{row['loss']:.2f}"
-        if row["loss"] == best.get(row["stage"]):
-            loss = rf"\textbf{{{loss}}}"
-        recipe = str(row["recipe"]).removesuffix("-published-rate") if healed else "--"
-        rows.append(
-            [
-                *(
-                    text(row["metric"] or "nothing").replace(r"\_", " "),
-                    text(row["blocks"]) or "--",
-                    text(recipe),
-                ),
-                rate(row["learning_rate"]) if healed else "--",
-                loss,
-                "--" if dense else _interval(row["low"], row["high"], ".2f"),
-                f"{row['trainable_parameters'] / 1e6:.2f}" if healed else "--",
-                f"{row['seconds']:.0f}" if healed else "--",
-            ]
-        )
-    header = ["Criterion", "Blocks removed", "Recipe", "Rate", "Loss", "Interval", "Trained, M", "Time, s"]
-    return booktabs(rows, header, "@{}lllrrlrr@{}")
+        span = "--" if math.isnan(low) else interval(low, high, ".2f")
+        rule = text(v["expected"]).replace("-", r"$-$").replace("below", "$<$").replace("above", "$>$")
+        model = str(v.get("model") or "").rpartition("-")[0].replace("block_influence", "BI")
+        named = [rf"\texttt{{{text(v['id'])}}}", _phrased(v["meaning"])] if v["id"] != former else ["", ""]
+        former = v["id"]
+        rows.append([*named, text(model), value, span, rule, SHOWN[v["status"]]])
+    header = ["Hypothesis", "Statistic", "On", "Value", "Interval", "Holds if", "Verdict"]
+    return booktabs(rows, header, r"@{}l>{\raggedright}p{0.385\linewidth}lrrll@{}")
 
 
 def recipe_rows(results: Results) -> str:
@@ -101,7 +81,7 @@ def recipe_rows(results: Results) -> str:
             own: Any = table.loc[(model, recipe)]
             loss = f"{own['loss']:.2f}"
             loss = rf"\textbf{{{loss}}}" if own["loss"] == least[model] else loss
-            cells += [rate(own["learning_rate"]), loss, _interval(own["low"], own["high"], ".2f")]
+            cells += [rate(own["learning_rate"]), loss, interval(own["low"], own["high"], ".2f")]
         rows.append([*cells, f"{own['trainable_parameters'] / 1e6:.1f}", f"{own['seconds']:.0f}"])
     names = [text(model.replace("_", " ").rpartition("-")[0]) for model in models]
     header = [
@@ -114,9 +94,11 @@ def recipe_rows(results: Results) -> str:
 
 
 def study_rows(results: Results) -> str:
-    """How many verdicts of the other studies hold, do not hold, and are undecided, by hypothesis."""
+    """How many verdicts of the studies beside the main one hold, do not, and are undecided, by hypothesis."""
     found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for name, run in results.others.items():
+        if name == COMPARISON:
+            continue
         for verdict in run.verdicts:
             found.setdefault(verdict["id"], []).append((LABELS[name], verdict))
     rows = []
@@ -126,44 +108,8 @@ def study_rows(results: Results) -> str:
         studies = ", ".join(dict.fromkeys(name for name, _ in verdicts))
         said = _phrased(verdicts[0][1]["statement"])
         rows.append([rf"\texttt{{{text(hypothesis)}}}", said, studies, *counts])
-    header = ["Hypothesis", "Statement", "Studies", "Holds", "Does not", "Undecided"]
+    header = ["Hypothesis", "Statement", "Studies", "Holds", "Not", "Undecided"]
     return booktabs(rows, header, r"@{}l>{\raggedright}p{0.48\linewidth}lrrr@{}")
-
-
-_COLUMNS = (
-    "dense",
-    "reverse",
-    "taylor",
-    "perplexity",
-    "block_influence",
-    "magnitude_l1",
-    "magnitude_l2",
-    "random",
-)
-
-
-def published_rows(results: Results) -> str:
-    """Published mean accuracies without a quarter of the blocks, after LoRA; the best in bold."""
-    rows: dict[str, dict[str, float]] = {}
-    for n in results.published["numbers"]:
-        if n["statistic"] != "mean_acc" or n.get("method"):
-            continue
-        if n.get("share") == 0 or (n.get("share") == 0.25 and n.get("recipe") == "reassess-lora"):
-            rows.setdefault(str(n["model"]).split("/")[-1], {})[n.get("metric") or "dense"] = n["value"]
-    body = []
-    for model, cells in rows.items():
-        top = max(value for name, value in cells.items() if name != "dense")
-        body.append([text(model), *(_cell(cells.get(name), top) for name in _COLUMNS)])
-    header = ["Model", *(text(name.replace("_", " ").replace("block influence", "BI")) for name in _COLUMNS)]
-    return booktabs(
-        body, [h.replace("magnitude", "mag.") for h in header], "@{}l" + "r" * len(_COLUMNS) + "@{}"
-    )
-
-
-def _cell(value: float | None, top: float) -> str:
-    if value is None:
-        return "--"
-    return rf"\textbf{{{value:.4f}}}" if value == top else f"{value:.4f}"
 
 
 def agreement_rows(results: Results) -> str:
@@ -204,9 +150,8 @@ def provenance_rows(results: Results) -> str:
 TABLES: dict[str, Callable[[Results], str]] = {
     "verdicts": verdict_rows,
     "studies": study_rows,
-    "outcomes": outcome_rows,
+    "comparison": comparison_rows,
     "recipes": recipe_rows,
-    "published": published_rows,
     "agreement": agreement_rows,
     "provenance": provenance_rows,
 }
