@@ -146,7 +146,23 @@ def test_groups_of_a_result_are_resolved_to_single_tasks():
     )
     table = compare_results({**result, "documents": first}, {**result, "documents": second})
     assert table["task"].tolist() == ["mmlu", "piqa", MEAN]
+    assert groups_of({"tasks": result["tasks"], "groups": {"mmlu": ["a"]}}) == {"mmlu": ["a"]}
     assert table["difference"].tolist() == pytest.approx([-1 / 6, 0.5, 1 / 6])
+
+
+def test_groups_without_a_record_are_told_by_their_names():
+    sat = ["mmlu_law", "cmmlu_law", "mmlu_virology", "piqa", "piqa_more"]
+    found = groups_of({"tasks": {"mmlu": {}, "cmmlu": {}, "piqa": {}}}, sat)
+    assert found == {"mmlu": ["mmlu_law", "mmlu_virology"], "cmmlu": ["cmmlu_law"]}
+    assert groups_of({"tasks": {"mmlu": {}}}) == {}
+
+
+def test_the_numbers_of_groups():
+    own = {"mmlu": ["a", "b"]}
+    result = {"tasks": {"mmlu": {}, "piqa": {}}, "groups": own}
+    first, second = _frame(a=[1, 0], b=[1, 1], piqa=[1, 0]), _frame(a=[0, 0], b=[1, 1], piqa=[1, 1])
+    table = compare_results({**result, "documents": first}, {**result, "documents": second})
+    assert table["difference"].tolist() == pytest.approx([-1 / 4, 0.5, 1 / 8])
 
 
 def test_holm_is_the_stepwise_rule():

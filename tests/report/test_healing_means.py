@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,16 @@ def test_outcomes_keep_one_row_a_recipe(run: Run) -> None:
     row = table[(table["stage"] == "healed") & (table["recipe"] == "lora")].iloc[0]
     assert (row["loss"], row["low"], row["high"]) == pytest.approx((4.2, 4.1, 4.3))
     assert row["learning_rate"] == 1e-3
+
+
+def test_one_seed_keeps_the_interval_of_its_run(run: Run) -> None:
+    heals = [{**h, "low": h["loss_after"] - 0.5, "high": h["loss_after"] + 0.25} for h in run.heals]
+    one = replace(run, heals=tuple(h for h in heals if h["seed"] == 0))
+    table = mean_outcomes(one)
+    rows = table[table["stage"] == "healed"]
+    assert len(rows) == 2 * len(RECIPES)
+    assert (rows["loss"] - rows["low"]).to_numpy() == pytest.approx(0.5)
+    assert (rows["high"] - rows["loss"]).to_numpy() == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("x", ["tokens", "seconds"])

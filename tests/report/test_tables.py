@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,16 @@ def test_latex_escape_leaves_no_command() -> None:
 )
 def test_number(value: object, text: str) -> None:
     assert number(value) == text
+
+
+def test_a_group_without_a_standard_error_gets_that_of_a_share(run_folder: Path) -> None:
+    documents = np.array([1.0, 1.0, *[0.0] * 6])
+    numbers = {"mmlu": {"acc": 0.25, "acc_stderr": None, "n": 8}, "one": {"acc": 1.0, "n": 1}}
+    numbers["told"] = {"acc": 0.25, "acc_stderr": 0.5, "n": 8}
+    run = replace(load_run(run_folder), evaluations=({"id": "evaluate-dense", "tasks": numbers},))
+    found = tasks(run).set_index("task")["acc_stderr"]
+    assert found["mmlu"] == pytest.approx(documents.std(ddof=1) / math.sqrt(8))
+    assert math.isnan(found["one"]) and found["told"] == 0.5
 
 
 def test_files_of_a_run(run_folder: Path, hostile: str) -> None:

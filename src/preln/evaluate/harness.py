@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from preln.base.errors import InputError, require
+from preln.evaluate.paired import groups_of
 from preln.evaluate.quiet import quiet, seeded
 from preln.evaluate.stock import LoadedTasks, leaves, load_tasks
 
@@ -48,8 +49,8 @@ def evaluate_tasks(
     Returns:
         ``tasks`` (by name: ``acc``, ``acc_stderr``, ``acc_norm``, ``acc_norm_stderr`` where the task has
         them, else its own metrics, and ``n`` documents), ``mean_acc`` (plain mean over those with ``acc``),
-        ``source`` (by name), ``settings``, ``lm_eval`` (lm-eval's own results, JSON-ready), ``documents`` (a
-        frame: ``task``, ``doc_id``, ``doc_hash``, ``acc``, ``acc_norm``).
+        ``source`` (by name), ``settings``, ``groups`` (their single tasks by name), ``lm_eval`` (lm-eval's own
+        results, JSON-ready), ``documents`` (a frame: ``task``, ``doc_id``, ``doc_hash``, ``acc``, ``acc_norm``).
 
     Raises:
         InputError: An unknown task, missing rows, a bad limit or batch size, or log-likelihoods that are not
@@ -90,6 +91,7 @@ def outcome(
             "attn_implementation": getattr(model.config, "_attn_implementation", None),
             "lm_eval": version("lm_eval"),
         },
+        "groups": groups_of({"tasks": results, "lm_eval": raw}),
         "lm_eval": _jsonable(raw),
         "documents": _documents(samples),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,9 +144,22 @@ def compare_several(
     return table[["model", *_COLUMNS, "p_holm"]]
 
 
-def groups_of(result: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The groups among a result's reported tasks, from lm-eval's own record of their members."""
-    own = result.get("lm_eval", {}).get("group_subtasks", {})
+def groups_of(result: Mapping[str, Any], sat: Iterable[str] = ()) -> dict[str, list[str]]:
+    """The groups among a result's reported tasks, with their members, as the result or lm-eval recorded them.
+
+    Args:
+        result: Of :func:`preln.evaluate.evaluate_tasks`, or what is stored of it.
+        sat: The tasks of its documents. A result without a record is taken to have as members of a group
+            those whose name begins with the group's, as lm-eval names them.
+    """
+    if "groups" in result:
+        return dict(result["groups"])
+    own = result.get("lm_eval", {}).get("group_subtasks")
+    if own is None:
+        names = list(dict.fromkeys(sat))
+        groups = [name for name in result["tasks"] if name not in names]
+        found = {group: [name for name in names if name.startswith(f"{group}_")] for group in groups}
+        return {group: members for group, members in found.items() if members}
     # a group is reported only if it was asked for: its subgroups stay inside it
     inner = {name: members for name, members in own.items() if name not in result["tasks"]}
     reported = {name: own[name] for name in result["tasks"] if name in own}

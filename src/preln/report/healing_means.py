@@ -75,7 +75,8 @@ def mean_curves(run: Run) -> pd.DataFrame:
 def mean_outcomes(run: Run) -> pd.DataFrame:
     """As :func:`preln.report.summary.outcomes`, with one row a recipe: its best rate, the mean over seeds.
 
-    ``low`` and ``high`` of a healed row are the least and the greatest loss of its seeds.
+    ``low`` and ``high`` of a healed row are the least and the greatest loss of its seeds; of one seed, they
+    are the ends of its interval.
     """
     table = outcomes(run)
     best = best_rates(run)
@@ -87,8 +88,17 @@ def mean_outcomes(run: Run) -> pd.DataFrame:
             told = {name: row[name] for name in ("metric", "removed", "blocks", "dense_loss")}
             told |= {name: found.get(name, math.nan) for name in OUTCOME_COLUMNS if name not in told}
             told |= {"stage": "healed", "learning_rate": found["learning_rate"] or math.nan}
+            told |= _interval(table, told) if found["seeds"] == 1 else {}
             rows.append(told | {"perplexity": math.exp(min(found["loss"], 700.0))})
     return pd.DataFrame(rows, columns=OUTCOME_COLUMNS)
+
+
+def _interval(table: pd.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
+    """The interval of the only run that a row is about; nothing where it is not told apart."""
+    own = table.loc[(table["stage"] == "healed") & (table["loss"] == row["loss"])]
+    for name in ("metric", "removed"):
+        own = own.loc[own[name] == row[name]]
+    return own[["low", "high"]].iloc[0].to_dict() if len(own) == 1 else {}
 
 
 def healing_panels(

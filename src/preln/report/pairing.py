@@ -44,7 +44,8 @@ def paired_differences(run: Run) -> pd.DataFrame:
     from preln.evaluate.paired import compare_several, groups_of
 
     whole = next(found for found in run.evaluations if names[str(found["id"])] == DENSE)
-    return compare_several(stored[DENSE], others, groups=groups_of(whole)).loc[:, COLUMNS]
+    groups = groups_of(whole, stored[DENSE]["task"])
+    return compare_several(stored[DENSE], others, groups=groups).loc[:, COLUMNS]
 
 
 def paired_table(run: Run) -> pd.DataFrame:

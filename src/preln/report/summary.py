@@ -112,12 +112,18 @@ def dense_loss(run: Run) -> float | None:
 
 
 def tasks(run: Run) -> pd.DataFrame:
-    """Accuracy on each task with its standard error, one row a model and task; columns `TASK_COLUMNS`."""
+    """Accuracy on each task with its standard error, one row a model and task; columns `TASK_COLUMNS`.
+
+    Where none was stored, it is that of a share, ``sqrt(acc (1 - acc) / (n - 1))``.
+    """
     rows = []
     for evaluation in run.evaluations:
         model = str(evaluation.get("model", evaluation["id"]))
         for task, numbers in sorted(evaluation["tasks"].items()):
             row = {key: numeric(numbers.get(key)) for key in TASK_COLUMNS[2:]}
+            for name in ("acc", "acc_norm"):  # lm-eval has none for groups of which few documents were sat
+                if math.isnan(row[f"{name}_stderr"]) and row["n"] > 1:
+                    row[f"{name}_stderr"] = math.sqrt(row[name] * (1.0 - row[name]) / (row["n"] - 1.0))
             rows.append({"model": model, "task": str(task), **row})
     return pd.DataFrame(rows, columns=TASK_COLUMNS)
 
