@@ -49,8 +49,9 @@ def evaluate_tasks(
     Returns:
         ``tasks`` (by name: ``acc``, ``acc_stderr``, ``acc_norm``, ``acc_norm_stderr`` where the task has
         them, else its own metrics, and ``n`` documents), ``mean_acc`` (plain mean over those with ``acc``),
-        ``source`` (by name), ``settings``, ``groups`` (their single tasks by name), ``lm_eval`` (lm-eval's own
-        results, JSON-ready), ``documents`` (a frame: ``task``, ``doc_id``, ``doc_hash``, ``acc``, ``acc_norm``).
+        ``source`` (by name), ``settings``, ``groups`` (their single tasks by name), ``lm_eval`` (lm-eval's
+        own results, JSON-ready), ``documents`` (a frame: ``task``, ``doc_id``, ``doc_hash``, ``acc``,
+        ``acc_norm``).
 
     Raises:
         InputError: An unknown task, missing rows, a bad limit or batch size, or log-likelihoods that are not

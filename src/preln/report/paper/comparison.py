@@ -30,7 +30,8 @@ def comparison_rows(results: Results) -> str:
     run = results.others[COMPARISON]
     blocks, table = run.manifest["model"]["blocks"], outcomes(run)
     kept = selections(run, published_numbers(results), healed_by=RECIPE)
-    told = {row["selection"]: row for row in kept[kept["share"] == SHARES[0]].to_dict("records")}
+    here: pd.DataFrame = kept.loc[kept["share"] == SHARES[0]]
+    told = {row["selection"]: row for row in here.to_dict("records")}
     cells: dict[tuple[str, float, str], Row] = {}
     for row in table.to_dict("records"):
         for share in SHARES:
