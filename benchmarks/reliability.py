@@ -40,6 +40,7 @@ COMMANDS = {
     "versions": ("benchmarks/versions.py",),
     "verify": ("-m", "preln.cli", "verify", "--profile", "quick"),
 }
+STUDY_AGAIN = "python benchmarks/study_again.py STUDY RUN --out FOLDER"
 SHOWN = ("torch", "transformers", "numpy")  # whose versions stand under a table
 
 
@@ -73,11 +74,11 @@ def stored(name: str) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
-def part(name: str, show: Callable[[dict[str, Any]], str]) -> str:
+def part(name: str, show: Callable[[dict[str, Any]], str], how: str = "") -> str:
     """A result as Markdown with its origin, or what to type to get one."""
     found = stored(name)
     if found is None:
-        return f"Not measured yet: run `python benchmarks/reliability.py --run {name}`."
+        return f"Not measured yet: run `{how or f'python benchmarks/reliability.py --run {name}'}`."
     packages = ", ".join(f"{p} {found['packages'][p]}" for p in SHOWN if p in found["packages"])
     commit = (found["git"]["commit"] or "no commit")[:10]
     state = " with uncommitted changes" if found["git"]["dirty"] else ""
@@ -101,6 +102,19 @@ def kills(found: dict[str, Any]) -> str:
     wrong = sum(bool(row["differences"] or row["failures"]) for row in rows)
     lines += ["", f"{total} kills in all; {wrong} of {len(rows)} commands ended otherwise than undisturbed."]
     return "\n".join(lines)
+
+
+def study(found: dict[str, Any]) -> str:
+    """A study that was disturbed."""
+    told = found["result"]
+    workers = [one["worker"] for one in told["killed"] if "worker" in one]
+    who = f"The worker at `{cell(workers[0])}` was killed" if workers else f"{len(told['killed'])} kills"
+    when = ", ".join(str(one["finished"]) for one in told["killed"])
+    differ = ", ".join(f"`{cell(name)}`" for name in told["differences"]) or "none"
+    return (
+        f"`{cell(told['study'])}`: {who}, with {when} of {told['steps']} steps finished. "
+        f"Of {told['files']} files these differ from the undisturbed run's: {differ}."
+    )
 
 
 def verify(found: dict[str, Any]) -> str:
@@ -148,6 +162,8 @@ def parts() -> dict[str, str]:
     return {
         "kills": part("kills", kills),
         "kills-smollm2": part("kills-smollm2", kills),
+        "study-killed": part("study-killed", study, f"{STUDY_AGAIN} --kills 10 --store"),
+        "study-ray": part("study-ray", study, f"{STUDY_AGAIN} --ray --store"),
         "load": part("load", lambda found: load.table([load.Load(**row) for row in found["result"]])),
         "installs": part(
             "installs", lambda found: installs.table([installs.Installed(**row) for row in found["result"]])

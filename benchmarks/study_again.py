@@ -9,7 +9,8 @@ bit by bit, apart from times and provenance.
 - `--ray`: the steps go to a cluster of two nodes of one core each on this machine; when half of them are
   finished, the worker that is busy on the second node is killed.
 
-What was done is noted beside FOLDER, so that this program may be stopped and started again, too.
+What was done is noted beside FOLDER, so that this program may be stopped and started again. With `--store`
+the outcome is kept in `benchmarks/results/`, for `benchmarks/reliability.py`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from typing import Any
 from kills import contents, finish, kill_after
 
 from preln.base.files import read_json, write_json
+from preln.base.provenance import provenance
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def finished(run: Path) -> int:
@@ -126,6 +130,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--store", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.ray:
@@ -142,6 +147,11 @@ def main() -> int:
         "killed": killed,
         "differences": differences(arguments.undisturbed, arguments.out),
     }
+    if arguments.store:
+        name = "study-ray" if arguments.ray else "study-killed"
+        how = "--ray" if arguments.ray else f"--kills {arguments.kills}"
+        command = f"python benchmarks/study_again.py {found['study']} RUN --out FOLDER {how}"
+        write_json(RESULTS / f"{name}.json", provenance(command=command) | {"result": found})
     print(json.dumps(found) if arguments.json else json.dumps(found, indent=1))
     return int(bool(found["differences"]))
 
