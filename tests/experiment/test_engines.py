@@ -25,6 +25,7 @@ VOLATILE = ("step.json", "manifest.json", "checksums.json", "training.parquet", 
 TIMED = ("seconds", "peak_memory_bytes", "forward_seconds_per_token")
 OBJECTS = 100_000_000
 HEALED = "heal-reverse-2-partial-3"
+STEPS = 200  # seconds of healing: a cancellation that is not heard is repeated before they have passed
 
 
 def results(run):
@@ -41,7 +42,7 @@ def results(run):
 
 @pytest.fixture
 def study(study_values, write_yaml):
-    study_values["heal"][0] |= {"steps": 40, "models": ["reverse-2"]}
+    study_values["heal"][0] |= {"steps": STEPS, "models": ["reverse-2"]}
     return read_study(write_yaml(study_values))
 
 
@@ -149,7 +150,7 @@ def test_an_interruption_cancels_and_keeps_what_is_finished(study, expected, clu
     calls = []
 
     def interrupted(running, **kwargs):
-        """As soon as healing begins: it takes a second, in which nothing else may end."""
+        """As soon as healing begins."""
         while not calls:
             if working(HEALED):
                 calls.append(1)
@@ -167,6 +168,36 @@ def test_an_interruption_cancels_and_keeps_what_is_finished(study, expected, clu
     summary = run_study(study, tmp_path / "run")
     assert "prune-reverse-2" not in summary["ran"]
     assert results(tmp_path / "run") == expected
+
+
+class Deaf:
+    """Stands for a cluster whose tasks do not hear so many of the first cancellations."""
+
+    def __init__(self, drops):
+        self.drops, self.calls = drops, []
+
+    def cancel(self, task, *, force):
+        self.calls.append((task, force))
+
+    def wait(self, tasks, *, num_returns, timeout):
+        ended = [
+            task
+            for task in tasks
+            if (task, True) in self.calls or self.calls.count((task, False)) > self.drops
+        ]
+        return ended, [task for task in tasks if task not in ended]
+
+
+@pytest.mark.parametrize(("drops", "forced"), [(0, False), (3, False), (10**9, True)])
+def test_a_cancellation_that_is_not_heard_is_repeated_and_then_forced(drops, forced, monkeypatch):
+    from preln.experiment import ray_engine
+
+    monkeypatch.setattr(ray_engine, "_CANCEL_S", 0.3 if forced else 600.0)
+    ray = Deaf(drops)
+    schedule = ray_engine._Schedule(ray, [], None, "", Engine("ray"), running={"a": None, "b": None})
+    schedule._cancel()
+    assert (("a", True) in ray.calls) is forced and (("b", True) in ray.calls) is forced
+    assert forced or ray.calls.count(("a", False)) == drops + 1
 
 
 def test_a_lost_node_loses_no_result(study, expected, cluster, tmp_path):

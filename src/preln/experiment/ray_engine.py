@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from preln.experiment.study import Study
 RETRIES = 3
 _STORE_BYTES = 100_000_000  # tasks pass a few lines of text
 _CANCEL_S = 20.0  # for a cancelled step to put its things away
+_AGAIN_S = 1.0  # between one cancellation of a step and the next
 # what a worker takes over from this process: numbers and sources may depend on it
 _ENVIRONMENT = (
     "OMP_NUM_THREADS",
@@ -164,14 +166,17 @@ class _Schedule:
 
     def _cancel(self) -> None:
         """End what is running, gently at first: a step removes what it has begun."""
-        tasks = list(self.running)
-        for force in (False, True):
-            with contextlib.suppress(Exception):  # the cluster itself may be gone
+        tasks, end = list(self.running), time.monotonic() + _CANCEL_S
+        with contextlib.suppress(Exception):  # the cluster itself may be gone
+            while tasks and time.monotonic() < end:
+                for task in tasks:  # again and again: a finaliser may swallow a KeyboardInterrupt
+                    self.ray.cancel(task, force=False)
+                _, tasks = self.ray.wait(tasks, num_returns=len(tasks), timeout=_AGAIN_S)
+        if tasks:
+            with contextlib.suppress(Exception):
                 for task in tasks:
-                    self.ray.cancel(task, force=force)
-                _, tasks = (
-                    self.ray.wait(tasks, num_returns=len(tasks), timeout=_CANCEL_S) if tasks else ([], [])
-                )
+                    self.ray.cancel(task, force=True)
+                self.ray.wait(tasks, num_returns=len(tasks), timeout=_CANCEL_S)
 
     def _place(self, step: Step) -> str:
         return f"[{self.steps.index(step) + 1}/{len(self.steps)}] {step.id}"
