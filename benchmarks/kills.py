@@ -32,7 +32,14 @@ import yaml
 # what says when, where and how long, and so differs between equal runs
 TIMES = {
     *("seconds", "wall_seconds", "start", "end", "peak_memory_bytes", "held_bytes", "created", "duration"),
-    *("forward_seconds_per_token", "date", "total_evaluation_time_seconds", "start_time", "end_time"),
+    *(
+        "training_seconds",
+        "forward_seconds_per_token",
+        "date",
+        "total_evaluation_time_seconds",
+        "start_time",
+        "end_time",
+    ),
     *("inputs_hash", "files"),  # of a step: hashes over files with times in them
 }
 PROVENANCE = {"manifest.json", "step.json", "checksums.json"}
@@ -170,8 +177,8 @@ def _content(path: Path) -> str:
         plain = json.dumps(_without_times(json.loads(path.read_text(encoding="utf-8"))), sort_keys=True)
         plain = re.sub(r" at 0x[0-9a-f]+>", ">", plain)  # where an object was in memory
         return hashlib.sha256(plain.encode()).hexdigest()
-    if path.suffix == ".parquet":
-        table = pd.read_parquet(path)
+    if path.suffix in (".parquet", ".csv"):
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
         kept = table[[name for name in table.columns if name not in TIMES]]
         return hashlib.sha256(kept.to_csv(index=False, float_format="%.17g").encode()).hexdigest()
     return hashlib.sha256(path.read_bytes()).hexdigest()

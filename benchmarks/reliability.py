@@ -1,8 +1,8 @@
 """Fill docs/reliability.md: every figure on it comes from a stored result, or is said to be missing.
 
 Run `python benchmarks/reliability.py` to fill the page from `benchmarks/results/*.json`, and with
-`--run NAME …` (kills, kills-smollm2, load, installs, versions, verify, or all) to measure those first, which
-takes from a minute (verify) to an hour and more (kills-smollm2).
+`--run NAME …` (kills, kills-smollm2, determinism, load, installs, versions, verify, or all) to measure those
+first, which takes from a minute (verify) to an hour and more (kills-smollm2).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import determinism
 import installs
 import load
 import versions
@@ -35,6 +36,7 @@ TESTS = ROOT / "tests"
 COMMANDS = {
     "kills": ("benchmarks/kills.py", "--kills", "60"),
     "kills-smollm2": ("benchmarks/kills.py", "--kills", "10", "--model", "smollm2-135m"),
+    "determinism": ("benchmarks/determinism.py",),
     "load": ("benchmarks/load.py",),
     "installs": ("benchmarks/installs.py",),
     "versions": ("benchmarks/versions.py",),
@@ -117,6 +119,16 @@ def study(found: dict[str, Any]) -> str:
     )
 
 
+def equal(found: dict[str, Any]) -> str:
+    """How far numbers move, and a study that was run twice."""
+    rows, twice = found["result"]["moved"], found["result"]["twice"]
+    differ = ", ".join(f"`{cell(name)}`" for name in twice["differences"]) or "none"
+    return (
+        f"{determinism.table([determinism.Moved(**row) for row in rows])}\n\n"
+        f"A small study and its report, twice: of {twice['files']} files these differ: {differ}."
+    )
+
+
 def verify(found: dict[str, Any]) -> str:
     """The self-test's time and outcome."""
     claims = found["result"]["claims"]
@@ -164,6 +176,7 @@ def parts() -> dict[str, str]:
         "kills-smollm2": part("kills-smollm2", kills),
         "study-killed": part("study-killed", study, f"{STUDY_AGAIN} --kills 10 --store"),
         "study-ray": part("study-ray", study, f"{STUDY_AGAIN} --ray --store"),
+        "determinism": part("determinism", equal),
         "load": part("load", lambda found: load.table([load.Load(**row) for row in found["result"]])),
         "installs": part(
             "installs", lambda found: installs.table([installs.Installed(**row) for row in found["result"]])

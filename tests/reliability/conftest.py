@@ -1,8 +1,28 @@
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 
 from preln import cli
 
 from . import commands
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def benchmark(request):
+    """The benchmark that a test module names as ``BENCHMARK``."""
+    name = f"benchmark_{request.module.BENCHMARK}"
+    sys.path.insert(0, str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{request.module.BENCHMARK}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded
+    spec.loader.exec_module(loaded)
+    yield loaded
+    sys.modules.pop(name, None)
+    sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="session")

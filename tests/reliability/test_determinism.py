@@ -11,66 +11,38 @@ from preln import cli
 from preln.base.errors import InputError
 from preln.evaluate import perplexity
 from preln.models import tiny_model
-from preln.probe import probe_tables
 from preln.report.figures import exhibits
 
 from . import commands
 
 pytestmark = pytest.mark.integration
-# the largest difference that another batch size or number of threads makes, as a share of the largest value
-# of the same measure; a hundred times what was measured in float32 (6e-8), float64 (1e-16), bfloat16 (1e-4)
-BOUNDS = {torch.float32: 6e-6, torch.float64: 1e-14, torch.bfloat16: 1e-2}
-MEASURES = ["stream", "updates", "gradients", "norms"]
-METRICS = ["block_influence", "angular_sum", "taylor", "perplexity"]
-KEYS = ["measure", "site", "statistic", "layer"]
+BENCHMARK = "determinism"
 
 
-def ids(n=8, length=48):
-    return torch.randint(1, 512, (n, length), generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_batch_size_and_threads_move_numbers_by_rounding_alone(dtype, benchmark):
+    kind = getattr(torch, dtype)
+    found = benchmark.moved(kind)
+    assert found.again == 0 and found.ranks
+    assert 0 < found.others <= found.bound == benchmark.BOUNDS[kind]
 
 
-def measured(dtype, batch_size, threads):
-    """Probe, scores, loss and healed weights of one model, by batch size and number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        model = tiny_model("llama", blocks=3).to(dtype).eval()
-        told = {"batch_size": batch_size, "bootstrap": 0, "measures": MEASURES}
-        layers = probe_tables(model, ids(), **told).layers.set_index(KEYS)["value"]
-        scores = preln.score(model, ids(), metrics=METRICS).set_index(["metric", "layer"])
-        healed = preln.heal(model, ids(), recipe="partial-1", steps=2, batch_size=4)
-        loss = perplexity(model, ids(), batch_size=batch_size).loss
-        return layers, scores, loss, [p.detach().double() for p in healed.parameters()]
-    finally:
-        torch.set_num_threads(before)
+def test_what_differs_is_seen(benchmark):
+    usual = benchmark.measured(torch.float32, *benchmark.USUAL)
+    for name, share in (("layers", 1e-5), ("scores", 1e-5), ("weights", 1e-2)):
+        other = copy.deepcopy(usual)
+        if name == "layers":
+            other.layers.iloc[other.layers.abs().argmax()] *= 1 + share
+        elif name == "scores":
+            other.scores.loc[:, "score"] = other.scores["score"] * (1 + share)
+        else:
+            largest = max(other.weights, key=torch.numel)
+            largest *= 1 + share
+        assert benchmark.worst(usual, other) == pytest.approx(share, rel=1e-2)
 
 
-def worst(first, second):
-    """The largest difference of two measurements, as a share of the largest value of the same measure."""
-    found = [abs(first[2] - second[2]) / abs(first[2])]
-    for a, b, level in (
-        (first[0], second[0], ["measure", "statistic"]),
-        (first[1].score, second[1].score, "metric"),
-    ):
-        assert a.index.equals(b.index)
-        scale = a.abs().groupby(level=level).transform("max").clip(lower=1e-30)
-        found.append(float(((a - b).abs() / scale).max()))
-    found += [float((a - b).abs().max() / a.abs().max()) for a, b in zip(first[3], second[3], strict=True)]
-    return max(found)
-
-
-@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-def test_batch_size_and_threads_move_numbers_by_rounding_alone(dtype):
-    usual = measured(dtype, 4, 1)
-    again = measured(dtype, 4, 1)
-    assert worst(usual, again) == 0
-    for batch_size, threads in ((1, 1), (3, 1), (8, 1), (4, 2), (1, 4)):
-        other = measured(dtype, batch_size, threads)
-        assert worst(usual, other) <= BOUNDS[dtype], (batch_size, threads)
-        assert usual[1]["rank"].equals(other[1]["rank"])
-    model = copy.deepcopy(usual)
-    model[0].iloc[0] *= 1 + 3 * BOUNDS[dtype]
-    assert worst(usual, model) > 0  # what differs is seen
+def ids():
+    return torch.randint(1, 512, (8, 48), generator=torch.Generator().manual_seed(0))
 
 
 def timeless(path):

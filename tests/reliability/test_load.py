@@ -1,10 +1,8 @@
 """Load at a small scale: what is held stays small, progress shows, and a full store is read once through."""
 
-import importlib.util
 import json
 import sys
 import tracemalloc
-from pathlib import Path
 
 import pytest
 
@@ -13,20 +11,13 @@ from preln.experiment import store as module
 from preln.experiment.store import RunStore, Step
 from preln.models import tiny_tokenizer
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+BENCHMARK = "load"
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="module")
-def load():
-    sys.path.insert(0, str(FOLDER))
-    spec = importlib.util.spec_from_file_location("benchmark_load", FOLDER / "load.py")
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_load"] = loaded
-    spec.loader.exec_module(loaded)
-    yield loaded
-    sys.modules.pop("benchmark_load", None)
-    sys.path.remove(str(FOLDER))
+@pytest.fixture
+def load(benchmark):
+    return benchmark
 
 
 def test_growth_is_the_slope_behind_the_first_tenth(load):
