@@ -72,8 +72,11 @@ def test_other_errors_of_a_step_are_not_called_a_lack_of_memory(prepared, tmp_pa
     assert not faults.is_out_of_memory(preln.InputError("out of memory"))
 
 
-def test_memory_that_really_runs_out(prepared, tmp_path):
-    """With little more than what the process has, a large batch is refused by the allocator itself."""
+def test_memory_that_really_runs_out(prepared, tmp_path, tmp_path_factory):
+    """With little more than what the process has, a large batch is refused by the allocator itself.
+
+    A batch's states are larger than what the allocator ever takes from memory that the process has freed.
+    """
 
     def limit():
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -81,14 +84,16 @@ def test_memory_that_really_runs_out(prepared, tmp_path):
 
     if not Path("/proc/self/statm").exists():
         pytest.skip("this system does not tell how much memory is mapped")
-    data = ["--data", str(prepared / "text.jsonl"), "--sequences", "64", "--length", "256"]
+    text = tmp_path_factory.mktemp("text") / "text.jsonl"
+    text.write_text("\n".join([(prepared / "text.jsonl").read_text()] * 3), encoding="utf-8")
+    data = ["--data", str(text), "--sequences", "768", "--length", "192"]
     words = ["probe", commands.MODEL, *data, "--measures", "stream", "--out", str(tmp_path / "out")]
-    ended = commands.carry_out([*words, "--batch-size", "64"], tmp_path, limit)
+    ended = commands.carry_out([*words, "--batch-size", "768"], tmp_path, limit)
     assert ended.code == 2, ended
     line = commands.one_line(ended.errors)
     assert "probe: memory ran out, " in line and "lower --batch-size" in line
     assert list(tmp_path.iterdir()) == []
-    assert commands.carry_out([*words, "--batch-size", "2"], tmp_path).code == 0
+    assert commands.carry_out([*words, "--batch-size", "32"], tmp_path).code == 0
 
 
 @pytest.mark.parametrize("verb", commands.VERBS)

@@ -63,9 +63,10 @@ _FORMS: dict[str, _Form] = {
     "mask": lambda d, _: {"attention_mask": mask_of(d)},
     "added mask": lambda d, t: {"attention_mask": _additive(d, t)},
 }
-# Rounding of another shape of the same product may be this many times what first documents show.
+# Rounding of another shape of the same product may be this many times what first documents show, and, where
+# the machine rounds theirs all alike and they show none, this many times that of one number.
 ROUNDING = 8.0
-LEAST = 3e-4  # half the digits of float32, where they show none
+LEAST = 3e-4  # half the digits of float32, and no less
 # Lengths of the documents in the windows of the trial; the second window has padding.
 _TRIAL = ((9, 14, 7), (12, 15))
 
@@ -115,8 +116,8 @@ def isolates(model: PreTrainedModel) -> str | None:
     On random tokens, in evaluation mode, packed windows must pass two tests: the logits of every document are
     those of the document by itself, and those of later documents stay when the first one changes. The
     tolerances are ``ROUNDING`` times what the same two comparisons show at first documents of a plain pass,
-    which nothing behind them can reach; a plain pass itself must fail. Asked once a model and attention
-    implementation.
+    which nothing behind them can reach, and no less than so many times the rounding of the model's dtype; a
+    plain pass itself must fail. Asked once a model and attention implementation.
     """
     return _answer(model).reason
 
@@ -147,8 +148,9 @@ def _tried(model: Any) -> tuple[str | None, str | None]:
         return max(_gap(found[w][run], former[w][run]) for w, run, after in runs if after == later)
 
     plain = _logits(model, ids)
-    most_off = max(LEAST, ROUNDING * off(plain, later=False))
-    most_moved = max(LEAST, ROUNDING * moved(_logits(model, rest_changed), plain, later=False))
+    least = max(LEAST, ROUNDING * torch.finfo(_dtype(model)).eps)
+    most_off = max(least, ROUNDING * off(plain, later=False))
+    most_moved = max(least, ROUNDING * moved(_logits(model, rest_changed), plain, later=False))
     mixing = off(plain, later=True), moved(_logits(model, first_changed), plain, later=True)
     if not (most_off < mixing[0] and most_moved < mixing[1]):
         return None, f"{_name(model)}: rounding hides whether packed rows mix (tolerance {most_off:.1g})"
