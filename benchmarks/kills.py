@@ -181,6 +181,8 @@ def _content(path: Path) -> str:
         table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
         kept = table[[name for name in table.columns if name not in TIMES]]
         return hashlib.sha256(kept.to_csv(index=False, float_format="%.17g").encode()).hexdigest()
+    if path.name == "README.md":  # of a healed model
+        return hashlib.sha256(re.sub(rb"\| training time \|.*", b"", path.read_bytes())).hexdigest()
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -208,7 +210,8 @@ def torture(command: Command, kills: int, folder: Path, rng: random.Random) -> O
         if kill_after(words(out), rng.uniform(0.0, 1.1 * found.seconds)):
             found.kills += 1
             found.kept += any(folder.glob(f"{out.name}*"))
-            continue
+            if not (out.is_dir() and contents(out) == expected):
+                continue  # else it was killed behind its last write, and would be refused a folder in use
         _compare(found, expected, out)  # it ended before its time: begin anew
         _remove(folder, out)
     found.restarts += 1
