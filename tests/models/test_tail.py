@@ -7,7 +7,7 @@ from preln.base.errors import InputError
 from preln.models import ARCHITECTURES, find_blocks, replay, tiny_model, token_losses
 from preln.models.residual import as_tokens, forward_losses
 from preln.models.tail import Tail
-from preln.models.through import run_blocks
+from preln.models.through import StandIn, run_blocks
 
 pytestmark = pytest.mark.integration
 
@@ -115,3 +115,13 @@ def test_a_second_stream_is_refused():
         run_blocks(model, blocks, tokens)
     with pytest.raises(InputError, match="block 3"), torch.no_grad():
         run_blocks(tiny_model("gpt2"), blocks, tokens)
+
+
+def test_a_stand_in_tells_of_what_kind_its_block_is():
+    """As models do that choose a mask by their blocks' kinds of attention."""
+    model = tiny_model("llama", blocks=2)
+    block = model.model.layers[0]
+    block.attention_type, block.forward = "sliding_attention", block.forward
+    stand = StandIn(model, block)
+    assert stand.attention_type == "sliding_attention"
+    assert "forward" not in vars(stand) and not list(stand.children())

@@ -93,6 +93,9 @@ class StandIn(Stored):
         super().__init__()
         self._others = 0
         self._tuple = False
+        for name, value in vars(block).items():  # a model may read off a block what masks it needs
+            if not (name.startswith("_") or callable(value) or hasattr(self, name)):
+                setattr(self, name, value)
 
         def look(_: nn.Module, __: Any, output: Any) -> None:
             self._tuple = not isinstance(output, Tensor)
