@@ -64,7 +64,8 @@ _FORMS: dict[str, _Form] = {
     "added mask": lambda d, t: {"attention_mask": _additive(d, t)},
 }
 # Rounding of another shape of the same product may be this many times what first documents show, and, where
-# the machine rounds theirs all alike and they show none, this many times that of one number.
+# the machine rounds theirs all alike and they show none, this many times that of one number. What another
+# first document moves is compared at one shape, where the rounding of the dtype is no excuse.
 ROUNDING = 8.0
 LEAST = 3e-4  # half the digits of float32, and no less
 # Lengths of the documents in the windows of the trial; the second window has padding.
@@ -116,8 +117,8 @@ def isolates(model: PreTrainedModel) -> str | None:
     On random tokens, in evaluation mode, packed windows must pass two tests: the logits of every document are
     those of the document by itself, and those of later documents stay when the first one changes. The
     tolerances are ``ROUNDING`` times what the same two comparisons show at first documents of a plain pass,
-    which nothing behind them can reach, and no less than so many times the rounding of the model's dtype; a
-    plain pass itself must fail. Asked once a model and attention implementation.
+    which nothing behind them can reach; the first is no less than so many times the rounding of the model's
+    dtype. A plain pass itself must fail. Asked once a model and attention implementation.
     """
     return _answer(model).reason
 
@@ -148,9 +149,8 @@ def _tried(model: Any) -> tuple[str | None, str | None]:
         return max(_gap(found[w][run], former[w][run]) for w, run, after in runs if after == later)
 
     plain = _logits(model, ids)
-    least = max(LEAST, ROUNDING * torch.finfo(_dtype(model)).eps)
-    most_off = max(least, ROUNDING * off(plain, later=False))
-    most_moved = max(least, ROUNDING * moved(_logits(model, rest_changed), plain, later=False))
+    most_off = max(LEAST, ROUNDING * max(torch.finfo(_dtype(model)).eps, off(plain, later=False)))
+    most_moved = max(LEAST, ROUNDING * moved(_logits(model, rest_changed), plain, later=False))
     mixing = off(plain, later=True), moved(_logits(model, first_changed), plain, later=True)
     if not (most_off < mixing[0] and most_moved < mixing[1]):
         return None, f"{_name(model)}: rounding hides whether packed rows mix (tolerance {most_off:.1g})"
