@@ -1,21 +1,18 @@
-"""Verbs that take a model: each reads its arguments, calls one room, and prints what came back."""
+"""Verbs that take a model: each reads its arguments, calls one room, and tells what came back."""
 
 from __future__ import annotations
 
 import argparse
-import functools
-import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from preln import told
 from preln.base.errors import InputError
 from preln.base.files import staged_directory
-from preln.base.locks import claimed_folder
+from preln.folders import Outcome, makes_folder
 
-Outcome = tuple[dict[str, Any], int]
 DONE, NOT_HELD, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -50,47 +47,16 @@ def _model(arguments: argparse.Namespace) -> Any:
     )
 
 
-def _makes_folder(verb: Callable[[argparse.Namespace], Outcome]) -> Callable[[argparse.Namespace], Outcome]:
-    """``verb``, holding the folder that ``--out`` names; before the work it is said if none can be made.
-
-    Of two commands with one ``--out`` at once the second is refused. Of the processes of a launcher, which
-    work together, the first holds the folder.
-
-    Raises:
-        InputError: Another command is writing there, it is no empty folder, or the disk refuses it.
-    """
-
-    @functools.wraps(verb)
-    def held(arguments: argparse.Namespace) -> Outcome:
-        out = arguments.out
-        if not out:
-            return verb(arguments)
-        _check_free(out)
-        if os.environ.get("RANK", "0") != "0":
-            return verb(arguments)
-        with claimed_folder(out):
-            _check_free(out)  # what was there a moment ago may have become whole
-            return verb(arguments)
-
-    return held
-
-
-def _check_free(out: str) -> None:
-    path = Path(out)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"--out {out}: exists and is not an empty folder: name another, or remove it")
-
-
 def _called(spec: str) -> str:
     """What results call a model: of a local path the last part alone, for the rest says nothing elsewhere."""
     path = Path(spec).expanduser()
     return path.resolve().name if path.exists() else spec
 
 
-@_makes_folder
+@makes_folder(told.probe_again)
 def probe(arguments: argparse.Namespace) -> Outcome:
     """Measure a model."""
-    from preln.probe import answers, describe, probe_tables, write_probe
+    from preln.probe import probe_tables, write_probe
 
     model, tokenizer = _model(arguments)
     resume = Path(f"{os.fspath(arguments.out).rstrip('/')}.resume") if arguments.out else None
@@ -106,47 +72,35 @@ def probe(arguments: argparse.Namespace) -> Outcome:
     if arguments.out:
         write_probe(result, arguments.out)
         shutil.rmtree(str(resume), ignore_errors=True)
-    print(describe(result.layers, result.manifest["notes"]))
-    keys = ("placement", "loss", "dtype", "attn_implementation", "num_blocks")
-    said = {"answers": answers(result.layers)} | {key: result.manifest[key] for key in keys}
-    return {"out": arguments.out, **said}, DONE
+    return told.probe(arguments, result.layers, result.manifest), DONE
 
 
-@_makes_folder
+@makes_folder(told.score_again)
 def score(arguments: argparse.Namespace) -> Outcome:
     """Score every block under some metrics, and measure what following each of them costs."""
     from preln.data import fingerprint
-    from preln.prune import compare, describe_scores, orders, score_any, write_scores
+    from preln.prune import compare, score_any, write_scores
 
     if arguments.damage and arguments.drop:
         raise InputError("--drop, --damage: the sizes of --damage are the numbers to go: leave --drop out")
     model, tokenizer = _model(arguments)
     tokens = _tokens(arguments, tokenizer)
-    told = {"seed": arguments.seed, "protect": arguments.protect}
-    said: dict[str, Any] = {"protect": arguments.protect}
+    settings = {"seed": arguments.seed, "protect": arguments.protect}
     extra: dict[str, Any] = {}
     facts: dict[str, Any] = {"name": arguments.model, "source": arguments.data}
     if arguments.damage:
         held_out = _tokens(arguments, tokenizer, "validation", arguments.validation_sequences)
-        found = compare(model, tokens, held_out, arguments.metrics, drops=arguments.damage, **told)
+        found = compare(model, tokens, held_out, arguments.metrics, drops=arguments.damage, **settings)
         table, extra = found.scores, {"correlations": found.correlations, "damage": found.damage}
         facts["held_out"] = {"sha256": fingerprint(held_out), "shape": list(held_out.shape)}
-        damage = found.damage.astype(object).where(found.damage.notna(), None)
-        said |= {"size": max(arguments.damage), "damage": damage.to_dict("records")}
     else:
-        table = score_any(model, tokens, arguments.metrics, size=arguments.drop, **told)
-        said["size"] = table.attrs["size"]
+        table = score_any(model, tokens, arguments.metrics, size=arguments.drop, **settings)
     if arguments.out:
         write_scores(table, model, tokens, arguments.out, seed=arguments.seed, extra=extra, **facts)
-    print(describe_scores(table))
-    if extra:
-        matrix = extra["correlations"].pivot(index="metric", columns="other", values="spearman")
-        print(f"\nrank correlation of the orders of blocks\n{matrix.round(2).to_string()}")
-        print(f"\nheld-out loss without the first blocks\n{extra['damage'].round(4).to_string(index=False)}")
-    return said | {"out": arguments.out, "order": orders(table)}, DONE
+    return told.score(arguments, table, extra, table.attrs["size"]), DONE
 
 
-@_makes_folder
+@makes_folder(told.prune_again)
 def prune(arguments: argparse.Namespace) -> Outcome:
     """Cut blocks or halves of blocks out of a model, or replace them, and write a checkpoint."""
     from preln.models import licence_of
@@ -172,11 +126,7 @@ def prune(arguments: argparse.Namespace) -> Outcome:
     print(plan.describe(), flush=True)
     licence = licence_of(arguments.model)
     write_checkpoint(small, tokenizer, plan, arguments.out, licence=licence)
-    halves = {"drop_attention": list(plan.drop_attention), "drop_mlp": list(plan.drop_mlp)}
-    said: dict[str, Any] = halves if any(halves.values()) else {}
-    if plan.method != "remove":
-        said["method"] = plan.method
-    return {"out": arguments.out, "drop": list(plan.drop), "keep": list(plan.keep)} | said, DONE
+    return told.prune(arguments, plan), DONE
 
 
 def _rows(arguments: argparse.Namespace, tokenizer: Any, split: Literal["train", "validation"]) -> Any:
@@ -189,7 +139,7 @@ def _rows(arguments: argparse.Namespace, tokenizer: Any, split: Literal["train",
     return load_rows(arguments.data, split=split, limit=count or arguments.rows, seed=arguments.seed)
 
 
-@_makes_folder
+@makes_folder(told.heal_again)
 def heal(arguments: argparse.Namespace) -> Outcome:
     """Recover a pruned model, or compare ways to."""
     from preln.heal import Cache, heal_model
@@ -200,21 +150,22 @@ def heal(arguments: argparse.Namespace) -> Outcome:
         raise InputError("--out is missing: name the folder for the healed checkpoint")
     recipes = read_recipes(arguments.recipe, arguments.set, several=bool(arguments.sweep))
     drop = dropped_blocks(arguments.model, arguments.dropped)
-    told, arguments.device = spread(arguments)
+    options, arguments.device = spread(arguments)
     model, tokenizer = _model(arguments)
-    told |= {"tokenizer": tokenizer, "packed": not arguments.padded}
-    told |= {"template": arguments.template, "drop": drop}
+    options |= {"tokenizer": tokenizer, "packed": not arguments.padded}
+    options |= {"template": arguments.template, "drop": drop}
     if arguments.teacher:
-        beside = told.get("device", arguments.device)
-        told["teacher"] = load_model(arguments.teacher, device=beside, dtype=arguments.dtype)[0]
+        beside = options.get("device", arguments.device)
+        options["teacher"] = load_model(arguments.teacher, device=beside, dtype=arguments.dtype)[0]
     budget = None if arguments.cache_budget is None else int(arguments.cache_budget * 2**30)
     resume = f"{os.fspath(arguments.out).rstrip('/')}.resume"
-    told["cache"] = Cache(Path(resume) / "prefix", arguments.cache, arguments.cache_dtype, budget)
+    options["cache"] = Cache(Path(resume) / "prefix", arguments.cache, arguments.cache_dtype, budget)
     names = ("steps", "batch_size", "learning_rate", "checkpoint_every")
     settings = {name: getattr(arguments, name) for name in names}
     train, held_out = (_rows(arguments, tokenizer, split) for split in ("train", "validation"))
     if arguments.sweep:
-        return sweep_verb(model, train, held_out, recipes, arguments, told, settings), DONE
+        lines = sweep_verb(model, train, held_out, recipes, arguments, options, settings)
+        return told.sweep(arguments, lines), DONE
     result = heal_model(
         model,
         train,
@@ -223,21 +174,17 @@ def heal(arguments: argparse.Namespace) -> Outcome:
         out=arguments.out,
         adapter=arguments.adapter,
         seed=arguments.seed,
-        **told,
+        **options,
         **settings,
     )
-    keys = ("loss_before", "loss_after", "trainable_parameters", "steps", "tokens", "seconds", "cache")
-    summary = {key: result.manifest[key] for key in keys}
-    print(f"validation loss {summary['loss_before']:.4f} -> {summary['loss_after']:.4f}: {arguments.out}")
-    return {"out": arguments.out, **summary}, DONE
+    return told.heal(arguments, result.manifest), DONE
 
 
-@_makes_folder
+@makes_folder(told.evaluate_again)
 def evaluate(arguments: argparse.Namespace) -> Outcome:
     """Weigh a model: perplexity, tasks, speed, and what it writes."""
     from preln.evaluate import SUITES, read_results, write_results
     from preln.evaluate import evaluate as weigh
-    from preln.evaluate.api import records
     from preln.models import load_model
 
     tasks = [name for name in (arguments.tasks or "").split(",") if name]
@@ -273,9 +220,4 @@ def evaluate(arguments: argparse.Namespace) -> Outcome:
     if arguments.out:
         with staged_directory(arguments.out, checksums=True) as folder:
             write_results(result, folder)
-    shown = {"tasks": result["tasks"], "mean_acc": result["mean_acc"], "perplexity": result.get("perplexity")}
-    shown |= {part: result[part] for part in ("strided", "generation") if part in result}
-    frames = ("comparison", "positions", "speed", "speedup")
-    shown |= {part: records(result[part]) for part in frames if part in result}
-    print(json.dumps(shown, indent=2))
-    return {"out": arguments.out, **shown}, DONE
+    return told.evaluate(arguments, result), DONE

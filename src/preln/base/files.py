@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CHECKSUMS = "checksums.json"
+_maker: ContextVar[tuple[Path, str] | None] = ContextVar("maker", default=None)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
@@ -93,11 +95,31 @@ def hash_tree(folder: str | os.PathLike[str]) -> dict[str, str]:
     }
 
 
-def write_checksums(folder: str | os.PathLike[str]) -> Path:
-    """Write the SHA-256 of every file below ``folder`` into its ``checksums.json``."""
+def write_checksums(folder: str | os.PathLike[str], *, command: str | None = None) -> Path:
+    """Write the SHA-256 of every file below ``folder`` into its ``checksums.json``, and what made them."""
     sums = hash_tree(folder)
     sums.pop(CHECKSUMS, None)
-    return write_json(Path(folder) / CHECKSUMS, {"schema_version": 1, "sha256": sums})
+    maker = {} if command is None else {"command": command}
+    return write_json(Path(folder) / CHECKSUMS, {"schema_version": 1, **maker, "sha256": sums})
+
+
+@contextlib.contextmanager
+def made_by(path: str | os.PathLike[str], command: str) -> Iterator[None]:
+    """Within the block the checksums of the folder ``path`` name the command that makes it."""
+    token = _maker.set((Path(path).absolute(), command))
+    try:
+        yield
+    finally:
+        _maker.reset(token)
+
+
+def maker_of(folder: str | os.PathLike[str]) -> str | None:
+    """What :func:`made_by` called the command that made a folder; None where its checksums name none."""
+    with contextlib.suppress(InputError, OSError):
+        listed = read_json(Path(folder) / CHECKSUMS)
+        command = listed.get("command") if isinstance(listed, dict) else None
+        return command if isinstance(command, str) else None
+    return None
 
 
 def verify_checksums(folder: str | os.PathLike[str]) -> bool:
@@ -164,7 +186,8 @@ def staged_directory(
                 temporary.chmod(0o777 & ~umask())
                 yield temporary
                 if checksums:
-                    write_checksums(temporary)
+                    made, command = _maker.get() or (None, None)
+                    write_checksums(temporary, command=command if made == target.absolute() else None)
                 if not replace:
                     _check_empty(target)  # nobody else's result is lost
                 take_place(temporary, target)

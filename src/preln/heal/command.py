@@ -20,6 +20,7 @@ from preln.heal.training.workers import own_device
 from preln.models.layers import parse_layers, sort_halves
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformers import PreTrainedModel
 
 
@@ -89,8 +90,8 @@ def sweep_verb(
     arguments: argparse.Namespace,
     told: dict[str, Any],
     settings: dict[str, Any],
-) -> dict[str, Any]:
-    """Run a sweep and write ``sweep.parquet``, ``training.parquet`` and ``manifest.json`` under ``--out``.
+) -> pd.DataFrame:
+    """Run a sweep, write its tables and ``manifest.json`` under ``--out``, and return its summary.
 
     Raises:
         InputError: See :func:`preln.heal.sweep`.
@@ -117,5 +118,4 @@ def sweep_verb(
         spent = {"prefix_seconds": told["cache"].seconds}
         write_json(staged / "manifest.json", {**start, **facts, **spent})
     shutil.rmtree(folder, ignore_errors=True)
-    print(lines.to_string(index=False))
-    return {"out": arguments.out, "best": lines.iloc[0].to_dict()}
+    return lines
