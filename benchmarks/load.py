@@ -155,7 +155,10 @@ def store(count: int, folder: Path) -> Load:
 
 
 def probe(count: int, length: int = 16) -> Load:
-    """Token windows through the probe of a tiny model, with the measures that it takes by default."""
+    """Token windows through the probe of a tiny model, with the measures that it takes by default.
+
+    What is kept of a window is its sums, so that growth should not depend on ``length``.
+    """
     from preln.models import load_model
     from preln.probe import probe_tables
 
@@ -164,7 +167,7 @@ def probe(count: int, length: int = 16) -> Load:
     ids = torch.randint(model.config.vocab_size, (count, length), generator=generator)
     probe_tables(model, ids[:8])  # what is loaded once is not growth
     done = 0
-    with measured("probe", "sequences", count) as (watch, result):
+    with measured(f"probe, {length} tokens each", "sequences", count) as (watch, result):
 
         def seen(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
             nonlocal done
@@ -267,7 +270,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         calls: dict[str, Callable[[], list[Load]]] = {
             "store": lambda: [store(arguments.steps, Path(name) / "run")],
-            "probe": lambda: [probe(arguments.sequences)],
+            "probe": lambda: [probe(arguments.sequences, length) for length in (16, 64)],
             "rows": lambda: rows(arguments.rows, Path(name)),
         }
         found = [load for chosen in arguments.loads for load in calls[chosen]()]
