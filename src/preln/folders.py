@@ -16,6 +16,7 @@ from typing import Any
 
 from preln.base.errors import InputError
 from preln.base.files import made_by, maker_of, verify_checksums
+from preln.base.journal import journalled
 from preln.base.locks import claimed_folder
 from preln.base.provenance import package_versions
 from preln.base.staging import clear_parts
@@ -55,8 +56,11 @@ def makes_folder(again: Callable[[argparse.Namespace], dict[str, Any]]) -> Calla
                     _tidy(out, first)
                     print(f"preln: {out}: kept, for this command has made it", file=sys.stderr)
                     return again(arguments) | {"kept": True}, 0
-                with made_by(out, command):
-                    return verb(arguments)
+                journal = journalled(_resume(out), command) if first else contextlib.nullcontext()
+                with made_by(out, command), journal:
+                    outcome = verb(arguments)
+                _tidy(out, first)
+                return outcome
 
         return held
 
@@ -104,4 +108,9 @@ def _tidy(out: str, first: bool) -> None:
     """Remove what the command needed to go on, and what it left unfinished."""
     if first:
         clear_parts(Path(out))
-        shutil.rmtree(f"{out.rstrip('/')}.resume", ignore_errors=True)
+        shutil.rmtree(_resume(out), ignore_errors=True)
+
+
+def _resume(out: str) -> str:
+    """The folder beside ``out`` that holds what a command needs to go on."""
+    return f"{out.rstrip('/')}.resume"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,7 +70,6 @@ def probe(arguments: argparse.Namespace) -> Outcome:
     )
     if arguments.out:
         write_probe(result, arguments.out)
-        shutil.rmtree(str(resume), ignore_errors=True)
     return told.probe(arguments, result.layers, result.manifest), DONE
 
 

@@ -4,13 +4,15 @@ import argparse
 import json
 import os
 import signal
+import time
 
 import pytest
 
 from preln import cli
-from preln.base import files
+from preln.base import files, journal
 from preln.base.files import CHECKSUMS, hash_tree, maker_of, staged_directory
 from preln.folders import command_of
+from preln.prune.greedy import Stack
 
 from . import commands
 
@@ -88,6 +90,38 @@ def test_killed_behind_its_last_write_it_has_ended(verb, prepared, undisturbed, 
     assert "kept" in capsys.readouterr().err
     assert commands.results(out) == expected
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("verb", ["score", "prune"])
+def test_killed_in_the_middle_of_greedy_rounds_it_goes_on_from_the_last(verb, prepared, tmp_path, capsys):
+    data = ["--data", str(prepared / "text.jsonl"), "--sequences", "4", "--length", "16"]
+    words = [verb, "tiny:llama:12", *data, "--metrics" if verb == "score" else "--metric", "sleb"]
+    words += ["--drop", "8", "--json", "--out"]
+
+    def hasty():
+        journal.SECONDS = -1.0
+
+    process = commands.Process([*words, str(tmp_path / "a")], prepared, hasty)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("a.resume/*/step-0000000[2-9]")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.signal(signal.SIGKILL)
+    assert process.wait().code == -signal.SIGKILL
+    assert not (tmp_path / "a").exists()
+    tried, without = [], Stack.without
+    said = {}
+    for out in "ba":
+        tried.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Stack, "without", lambda *a: (tried.append(a[2]), without(*a))[1])
+            assert cli.main([*words, str(tmp_path / out)]) == 0
+        said[out] = json.loads(capsys.readouterr().out.splitlines()[-1]) | {"out": None, "tried": len(tried)}
+    assert (
+        0 < said["a"].pop("tried") < said["b"].pop("tried") - 12
+    )  # the first round at least was not done again
+    assert said["a"] == said["b"]
+    assert commands.results(tmp_path / "a") == commands.results(tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_no_other_command_keeps_it(prepared, tmp_path, capsys):

@@ -27,10 +27,18 @@ class Checkpoints:
     Args:
         directory: Folder of the run's checkpoints, made when the first is saved.
         identity: What must be equal for a run to continue: settings, fingerprints. Plain data.
+        within: What to remove to start anew, where that is more than ``directory``.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        identity: Mapping[str, Any],
+        *,
+        within: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.directory = Path(directory)
+        self._whole = Path(within or directory)
         self.identity = json.loads(json.dumps(identity))
 
     def save(
@@ -73,20 +81,20 @@ class Checkpoints:
         file = newest / "state.json"
         content = read_json(file)
         if not isinstance(content, dict) or content.get("sha256") != _digest(content.get("state")):
-            raise InputError(_corrupted(file, self.directory))
+            raise InputError(_corrupted(file, self._whole))
         state = content["state"]
         for key in sorted(self.identity.keys() | state["identity"].keys()):
             mine, stored = self.identity.get(key), state["identity"].get(key)
             if mine != stored:
                 raise InputError(
                     f"{newest}: the checkpoint is of another run ({_difference(key, stored, mine)}): "
-                    f"use the same arguments, or remove {self.directory} to start anew"
+                    f"use the same arguments, or remove {self._whole} to start anew"
                 )
         groups = {}
         for name, digest in state["files"].items():
             file = newest / name
             if not file.is_file() or sha256_file(file) != digest:
-                raise InputError(_corrupted(file, self.directory))
+                raise InputError(_corrupted(file, self._whole))
             groups[file.stem] = load_file(file)
         return state["progress"], groups
 

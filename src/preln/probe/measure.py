@@ -16,6 +16,7 @@ from torch import Tensor
 
 from preln.base.checkpoints import Checkpoints
 from preln.base.errors import InputError
+from preln.base.journal import SECONDS as CHECKPOINT_SECONDS
 from preln.base.progress import track
 from preln.base.provenance import now, provenance
 from preln.data import fingerprint
@@ -30,8 +31,6 @@ from preln.probe.sums import COLUMNS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)

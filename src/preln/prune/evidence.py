@@ -13,16 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from preln.base.errors import InputError
+from preln.base.journal import next_stage
 from preln.base.progress import track
-from preln.models.residual import Change, Tokens, change, check_finite, on_blocks, undisturbed, wide
+from preln.models.residual import Tokens, on_blocks, undisturbed, wide
 from preln.models.tail import Tail
 from preln.models.through import run_blocks
-from preln.prune.angles import angles
 from preln.prune.left_out import loss_table, losses_without
+from preln.prune.visit import Visit
 from preln.prune.walk import Walk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from preln.base.checkpoints import State
 
 Array = npt.NDArray[np.float64]
 # what a criterion can ask for: statistics of the residual states, angles across windows of blocks at the last
@@ -127,7 +130,7 @@ def gather(request: Request, needs: Collection[str]) -> Evidence:
     Per sequence batch: one forward pass, with the head only where losses are needed, in chunks; one backward
     pass if gradients are; and, if blocks are to be left out, for every block k the blocks after it and the
     head, from x[k] of that same forward pass. Only the present sequence batch's residual states are kept.
-    No number depends on the batch size.
+    No number depends on the batch size. Within a journal the passes are one stage.
 
     Raises:
         InputError: Values that are not finite, naming the block.
@@ -142,20 +145,31 @@ def gather(request: Request, needs: Collection[str]) -> Evidence:
     trained = [
         [p for p in block.parameters() if p.is_floating_point()] if weights else [] for block in blocks
     ]
+    stage = next_stage(f"score {' '.join(sorted(needs))}")
     with undisturbed(model, [p for group in trained for p in group]):
         passes = _Passes(request, found, needs, [p for group in trained for p in group])
         parts = request.parts()
-        for part in track(parts, label="score", total=len(parts)):
+        done = passes.restore(stage.restore())
+        for part in track(parts[done:], label="score", total=len(parts) - done):
             passes.take(part)
+            done += 1
+            if done < len(parts):
+                stage.save(done, passes.state, last=False)
         for index, group in enumerate(trained):
-            found.taylor[index] = sum(
+            found.taylor[index] += sum(
                 float((wide(p.grad) * wide(p.detach())).abs().sum(dtype=torch.float64))
                 for p in group
                 if p.grad is not None
             )
+            for p in group:
+                p.grad = None
+        stage.save(done + 1, passes.state, last=True)
     if "left_out" in needs:
         found.losses = loss_table(passes.losses, tokens.targets.sum(1).cpu())
     return found
+
+
+_SUMS = ("gap", "empty", "squares", "across", "across_last", "adjacent_last", "damage", "taylor")
 
 
 class _Passes:
@@ -170,10 +184,12 @@ class _Passes:
         self.leave_out = "left_out" in needs
         self.backward = bool({"gradients", "weight_gradients"} & set(needs))
         self.losses: dict[int, list[Tensor]] = {k: [] for k in range(-1, found.num_blocks)}
+        self.done = 0
 
     def take(self, part: Tokens) -> None:
         """Forward, backward and left-out passes, as far as they are needed."""
-        visit = _Visit(part, self.found, self.needs)
+        visit = Visit(part, self.found, self.needs)
+        self.done += 1
         leaves: list[Tensor] = []
         blocks = self.found.blocks
         with (
@@ -195,80 +211,30 @@ class _Passes:
             for k in range(len(blocks)):
                 self._keep(k, losses_without(walk, self.tail, k))
 
+    def state(self) -> tuple[dict[str, int], dict[str, dict[str, Tensor]]]:
+        """What the sequence batches so far have left: sums, losses, and gradients of the weights."""
+        sums = {name: torch.from_numpy(getattr(self.found, name)) for name in _SUMS}
+        losses = {str(k): torch.cat(parts) for k, parts in self.losses.items() if parts}
+        grads = {str(n): p.grad.cpu() for n, p in enumerate(self.trained) if p.grad is not None}
+        groups = {"sums": sums | {"post": torch.tensor(self.found.post, dtype=torch.float64)}}
+        groups |= {name: group for name, group in (("losses", losses), ("grads", grads)) if group}
+        return {"done": self.done}, groups
+
+    def restore(self, stored: State | None) -> int:
+        """Go on from a former :meth:`state`; how many sequence batches it had taken."""
+        if stored is not None:
+            progress, groups = stored
+            self.done = progress["done"]
+            for name in _SUMS:
+                setattr(self.found, name, groups["sums"][name].numpy())
+            self.found.post = tuple(groups["sums"]["post"].tolist())
+            self.losses |= {int(k): [losses] for k, losses in groups.get("losses", {}).items()}
+            for n, gradient in groups.get("grads", {}).items():
+                self.trained[int(n)].grad = gradient.to(self.trained[int(n)].device)
+        return self.done
+
     def _keep(self, k: int, losses: Tensor) -> None:
         if not bool(torch.isfinite(losses).all()):
             place = "head" if k < 0 else f"without block {k}"
             raise InputError(f"{place}: the loss is not finite: check the weights, or use a wider --dtype")
         self.losses[k].append(losses.detach().sum(1).cpu())
-
-
-def _sums(moved: Change, real: Tensor) -> tuple[float, int]:
-    """The gap summed over real tokens, and at how many of them one of the two states is zero."""
-    empty = (moved.before * moved.after == 0) & real
-    return float(moved.gap[real].sum(dtype=torch.float64)), int(empty.sum())
-
-
-class _Visit:
-    """Reduces the residual states of one sequence batch, and the gradients at them, into the evidence."""
-
-    def __init__(self, part: Tokens, found: Evidence, needs: Collection[str]) -> None:
-        self.part, self.found, self.needs = part, found, needs
-        self.keep = "left_out" in needs
-        self.ahead = found.size if {"windows", "token_windows"} & set(needs) else 1
-        # x[0] … x[L] where all are kept, else those that a window still needs
-        self.states: list[Tensor] = []
-
-    def __call__(self, layer: int, x: Tensor, y: Tensor) -> None:
-        real = self.part.real.to(y.device)
-        with torch.no_grad():
-            if "states" in self.needs:
-                self._statistics(layer, change(x.detach(), y.detach()), real)
-            else:
-                check_finite(torch.linalg.vector_norm(wide(y.detach()), dim=-1), real, f"block {layer}")
-            self._window(layer, x.detach(), y.detach(), real)
-        if y.requires_grad:
-            y.register_hook(lambda g: self._damage(layer, g, x, y, real))
-
-    def _statistics(self, layer: int, moved: Change, real: Tensor) -> None:
-        check_finite(moved.before, real, f"input of block {layer}")
-        check_finite(moved.after, real, f"block {layer}")
-        gap, empty = _sums(moved, real)
-        self.found.gap[layer] += gap
-        self.found.empty[layer] += empty
-        for row, summed in enumerate(moved.squares(real)):
-            self.found.squares[row, layer] += float(summed.sum(dtype=torch.float64))
-
-    def _window(self, layer: int, x: Tensor, y: Tensor, real: Tensor) -> None:
-        """Angles across the windows that end behind this block."""
-        if not self.states:
-            self.states.append(x)
-        self.states.append(y)
-        start = layer + 1 - self.ahead
-        if "windows" in self.needs:
-            last = self.part.last.to(y.device)
-            rows = torch.arange(len(last), device=y.device)
-            ends = [s.to(y.device)[rows, last].double() for s in (x, y)]
-            self.found.adjacent_last[layer] += float(angles(*ends).sum())
-            if start >= 0:
-                first = self.states[-1 - self.ahead].to(y.device)[rows, last].double()
-                self.found.across_last[start] += float(angles(first, ends[1]).sum())
-        if "token_windows" in self.needs and start >= 0:
-            across = angles(self.states[-1 - self.ahead].to(y.device), y)
-            self.found.across[start] += float(across[real].sum(dtype=torch.float64))
-        if not self.keep:
-            self.states = self.states[-1 - self.ahead :]
-
-    def against_post_norm(self, tail: Tail, final: Tensor) -> None:
-        """The last block's update as seen behind the final norm."""
-        real = self.part.real.to(final.device)
-        before = self.states[-2]
-        with torch.no_grad():
-            after = tail.normed(final[real], self.part.ids[self.part.real])
-            moved = change(before.to(after.device)[real.to(after.device)][None], after[None])
-        gap, empty = _sums(moved, torch.ones_like(moved.before, dtype=torch.bool))
-        self.found.post = (self.found.post[0] + gap, self.found.post[1] + empty)
-
-    @torch.no_grad()
-    def _damage(self, layer: int, g: Tensor, x: Tensor, y: Tensor, real: Tensor) -> None:
-        per_token = -(wide(g) * (wide(y) - wide(x))).sum(-1)
-        self.found.damage[layer] += float(per_token[real].sum(dtype=torch.float64))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from preln.base.errors import InputError
+from preln.base.journal import next_stage
 from preln.base.progress import track
 from preln.models.residual import undisturbed
 from preln.models.tail import Tail
@@ -90,7 +91,7 @@ def remove_greedily(
 ) -> Ranked:
     """Remove the part of least cost, ``size`` times; the deeper one among equals.
 
-    Memory: the states of all sequence batches, ``(L + 1) n t d`` numbers.
+    Memory: the states of all sequence batches, ``(L + 1) n t d`` numbers. Within a journal it is one stage.
 
     Args:
         stack: The whole stack at first.
@@ -108,7 +109,14 @@ def remove_greedily(
     free = [number for number in range(len(stack.parts)) if number not in spared]
     if size > len(free):
         raise InputError(f"{label}: {size} are to go and protection leaves {len(free)}: remove fewer")
-    for _ in track(range(size), label=label, total=size):
+    stage = next_stage(label)
+    stored = stage.restore()
+    if stored is not None:
+        rounds = [{int(number): cost for number, cost in each} for each in stored[0]["rounds"]]
+        chosen = [[number] for number in stored[0]["chosen"]]
+        if len(chosen) < size:
+            stack.remove(stored[0]["chosen"])
+    for _ in track(range(len(chosen), size), label=label, total=size - len(chosen)):
         candidates = [number for number in free if number not in stack.gone]
         sums = np.zeros(len(candidates))
         for each in stack.walks:
@@ -124,7 +132,13 @@ def remove_greedily(
         chosen.append([best])
         if len(chosen) < size:
             stack.remove([best])
+        stage.save(len(chosen), lambda: (_told(rounds, chosen), {}), last=len(chosen) == size)
     return removal_order(rounds, chosen, spared)
+
+
+def _told(rounds: list[dict[int, float]], chosen: list[list[int]]) -> dict[str, object]:
+    """Costs and choices of every round, as JSON has them."""
+    return {"rounds": [list(costs.items()) for costs in rounds], "chosen": [n for (n,) in chosen]}
 
 
 @criterion("sleb", "left_out", shared=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from preln.base.errors import InputError
+from preln.base.journal import next_stage
 from preln.base.progress import track
 from preln.models import anatomy
 from preln.models.layers import sort_halves
@@ -63,8 +65,12 @@ def removal_losses(
         sets = {name: _numbers(name, gone, parts, len(request.blocks)) for name, gone in removals.items()}
         tail = Tail(model, block=request.blocks[0])
         found: dict[str, list[Tensor]] = {name: [] for name in sets}
-        batches = request.parts()
-        for part in track(batches, label="removals", total=len(batches)):
+        batches, stage = request.parts(), next_stage("removals")
+        stored = stage.restore()
+        done = 0 if stored is None else stored[0]["done"]
+        if stored is not None:
+            found = {name: [stored[1]["losses"][str(n)]] for n, name in enumerate(sets)}
+        for part in track(batches[done:], label="removals", total=len(batches) - done):
             stack = Stack([walk(model, request.blocks, part)], parts, groups)
             losses: dict[Removal, Tensor] = {}
             _descend(stack, tail, 0, stack.walks[0].states[0], sorted(set(sets.values()), key=sorted), losses)
@@ -72,6 +78,8 @@ def removal_losses(
                 if not bool(torch.isfinite(losses[gone]).all()):
                     raise InputError(f"without {name}: the loss is not finite: check the weights or --dtype")
                 found[name].append(losses[gone])
+            done += 1
+            stage.save(done, partial(_told, done, found), last=done == len(batches))
     counts = request.tokens.targets.sum(1).cpu()
     means = torch.stack([torch.cat(sums) for sums in found.values()]).double() / counts
     return pd.DataFrame(
@@ -82,6 +90,13 @@ def removal_losses(
             "tokens": counts.repeat(len(found)).numpy(),
         }
     )
+
+
+def _told(
+    done: int, found: Mapping[str, list[Tensor]]
+) -> tuple[dict[str, int], dict[str, dict[str, Tensor]]]:
+    """How many sequence batches are done, and the losses of their sequences without every set."""
+    return {"done": done}, {"losses": {str(n): torch.cat(parts) for n, parts in enumerate(found.values())}}
 
 
 def _parts(
