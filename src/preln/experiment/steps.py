@@ -32,10 +32,11 @@ def verify_step(lab: Lab, folder: Path, _work: Path) -> None:
     verify(profile=profile).write(folder / "ledger.json")
 
 
-def probe_step(lab: Lab, folder: Path, _work: Path) -> None:
+def probe_step(lab: Lab, folder: Path, work: Path) -> None:
     """Measure the unpruned model, in six passes or more: ``grad_param`` resamples passes."""
     tokens = lab.tokens["calibration"]
-    result = probe_tables(lab.model, tokens, batch_size=_probe_batch(tokens), seed=lab.study.seed)
+    told = {"batch_size": _probe_batch(tokens), "seed": lab.study.seed, "resume": work / "probe"}
+    result = probe_tables(lab.model, tokens, **told)
     write_probe(result, folder)
 
 
@@ -56,10 +57,10 @@ def damage_step(lab: Lab, folder: Path, _work: Path) -> None:
     write_parquet(folder / "damage.parquet", damages(table, seed=lab.study.seed))
 
 
-def jacobians_step(lab: Lab, folder: Path, _work: Path, *, windows: int) -> None:
+def jacobians_step(lab: Lab, folder: Path, work: Path, *, windows: int) -> None:
     """Measure sigma(J - I) of every block on the first calibration windows, as a probe of its own."""
     tokens = lab.tokens["calibration"][:windows]
-    told = {"batch_size": 1, "seed": lab.study.seed, "pairs": False}
+    told = {"batch_size": 1, "seed": lab.study.seed, "pairs": False, "resume": work / "probe"}
     write_probe(probe_tables(lab.model, tokens, measures=["update_sigma"], **told), folder)
 
 
@@ -99,7 +100,7 @@ def prune_step(lab: Lab, folder: Path, _work: Path, *, cut: Cut) -> None:
     )
 
 
-def shift_step(lab: Lab, folder: Path, _work: Path, *, pruned: str) -> None:
+def shift_step(lab: Lab, folder: Path, work: Path, *, pruned: str) -> None:
     """Measure the parameters' gradients of one pruned model, as the probe did those of the whole one."""
     tokens = lab.tokens["calibration"]
     result = probe_tables(
@@ -109,6 +110,7 @@ def shift_step(lab: Lab, folder: Path, _work: Path, *, pruned: str) -> None:
         batch_size=_probe_batch(tokens),
         seed=lab.study.seed,
         pairs=False,
+        resume=work / "probe",
     )
     write_probe(result, folder)
 

@@ -15,6 +15,7 @@ from typing import Any
 from preln.base.errors import InputError
 from preln.base.faults import is_out_of_memory, memory_line, writing
 from preln.base.files import hash_tree, read_json, staged_directory, write_json
+from preln.base.journal import journalled
 from preln.base.locks import locked_file
 
 RECORD = "step.json"
@@ -144,7 +145,8 @@ class RunStore:
             workspace = self.root / WORK / f"{step.id}-{key[:12]}"
             workspace.mkdir(parents=True, exist_ok=True)
             begin = time.perf_counter()
-            with staged_directory(self.root / step.id) as folder:
+            journal = journalled(workspace / "journal", key)
+            with staged_directory(self.root / step.id) as folder, journal:
                 _worked(step, folder, workspace)
                 seconds = time.perf_counter() - begin
                 write_json(
