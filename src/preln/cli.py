@@ -65,12 +65,17 @@ def _gate(arguments: argparse.Namespace) -> Outcome:
     return {"problems": found, "ok": not found}, NOT_HELD if found else DONE
 
 
+def _overrides(arguments: argparse.Namespace) -> dict[str, object]:
+    """What the command line says in place of the study."""
+    told = {name: getattr(arguments, name) for name in ("device", "dtype", "seed")}
+    return {name: value for name, value in told.items() if value is not None}
+
+
 def run(arguments: argparse.Namespace) -> Outcome:
     """Carry out a study. Of two runs into one folder at once the second is refused."""
     from preln.experiment import Engine, default_out, dry_run, read_study, run_study
 
-    overrides = {k: getattr(arguments, k) for k in ("device", "dtype", "seed") if k in arguments.given}
-    study = read_study(arguments.study).model_copy(update=overrides)
+    study = read_study(arguments.study).model_copy(update=_overrides(arguments))
     out = arguments.out or default_out(arguments.study)
     told = {name: getattr(arguments, name) for name in ("address", "retries", "cpus", "gpus")}
     engine = Engine(arguments.engine, **told)
@@ -94,8 +99,8 @@ def estimate(arguments: argparse.Namespace) -> Outcome:
     from preln.experiment.estimate.estimate import estimate as size_up
     from preln.experiment.estimate.estimate import table
 
-    overrides = {k: getattr(arguments, k) for k in ("device", "dtype", "seed") if k in arguments.given}
-    found = size_up(read_study(arguments.study).model_copy(update=overrides), arguments.hardware)
+    study = read_study(arguments.study).model_copy(update=_overrides(arguments))
+    found = size_up(study, arguments.hardware)
     if arguments.out:
         write_json(Path(arguments.out) / "estimate.json", found)
     print(table(found))
@@ -188,12 +193,27 @@ def _carried_out(arguments: argparse.Namespace, argv: Sequence[str] | None) -> i
         f.__name__: f for f in (verify, probe, score, prune, heal, evaluate, run, estimate, report, sources)
     }
     build_parser(__version__).parse_args(argv, arguments)
-    arguments.given = {word.split("=")[0].lstrip("-") for word in (argv or sys.argv[1:])}
+    _check_words(arguments)
     summary, code = verbs[arguments.verb](arguments)
     if arguments.json:
         print(json.dumps(summary, allow_nan=False, default=str))
     sys.stdout.flush()
     return code
+
+
+def _check_words(arguments: argparse.Namespace) -> None:
+    """Refuse what could not be written down in a result.
+
+    Raises:
+        InputError: A word that is not UTF-8.
+    """
+    for name, value in vars(arguments).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not text.isascii():
+                try:
+                    text.encode()
+                except UnicodeEncodeError as error:
+                    raise InputError(f"{name} {text!a}: is not UTF-8: give another name") from error
 
 
 def _refusal(error: Exception, verb: str) -> str | None:

@@ -36,9 +36,9 @@ def counts(text: str) -> list[int]:
 
 
 def seed(text: str) -> int:
-    """A whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+    """A whole number from 0 to 2^32 - 1, which every generator of random numbers takes."""
+    if not text.isdecimal() or len(text) > 10 or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 4294967295")
     return int(text)
 
 
@@ -61,15 +61,20 @@ def _with_data(parser: Parser, *, default: str | None = "docstrings", sequences:
     parser.add_argument("--length", type=count, default=128, help="tokens in a window (default: %(default)s)")
 
 
-def _add(verbs: Any, version: str, name: str, text: str, *, model: bool = True) -> Parser:
+def _add(
+    verbs: Any, version: str, name: str, text: str, *, model: bool = True, study: bool = False
+) -> Parser:
     parser: Parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument("--version", action="version", version=f"preln {version}")
     if model:
         parser.add_argument("model", metavar="MODEL", help=_MODEL)
         parser.add_argument("--own-code", metavar="FILE.CLASS", help=_OWN_CODE)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, auto (default: %(default)s)")
-    parser.add_argument("--dtype", default="float32", choices=_DTYPES, help="default: %(default)s")
-    parser.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
+    own = "default: the study's"
+    parser.add_argument("--device", help=f"cpu, cuda, cuda:1, auto ({own if study else 'default: cpu'})")
+    parser.add_argument("--dtype", choices=_DTYPES, help=own if study else "default: float32")
+    parser.add_argument("--seed", type=seed, help=own if study else "default: 0")
+    if not study:
+        parser.set_defaults(device="cpu", dtype="float32", seed=0)
     parser.add_argument("--out", metavar="DIR", help="folder to write to")
     parser.add_argument("--json", action="store_true", help="end stdout with one line holding a JSON object")
     return parser
@@ -275,7 +280,9 @@ def build_parser(version: str) -> Parser:
         "--new-tokens", type=count, metavar="N", help="continue the first half of each window of --data by N"
     )
 
-    run = _add(verbs, version, "run", "carry out a study; the same command continues it", model=False)
+    run = _add(
+        verbs, version, "run", "carry out a study; the same command continues it", model=False, study=True
+    )
     run.add_argument("study", metavar="STUDY.yaml")
     run.add_argument(
         "--engine",
@@ -296,7 +303,9 @@ def build_parser(version: str) -> Parser:
     )
     run.add_argument("--dry-run", action="store_true", help="list the steps and whether they are kept")
 
-    estimate = _add(verbs, version, "estimate", "what a study will take, before it runs", model=False)
+    estimate = _add(
+        verbs, version, "estimate", "what a study will take, before it runs", model=False, study=True
+    )
     estimate.add_argument("study", metavar="STUDY.yaml")
     estimate.add_argument(
         "--hardware",

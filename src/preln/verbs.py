@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +57,7 @@ def probe(arguments: argparse.Namespace) -> Outcome:
     from preln.probe import probe_tables, write_probe
 
     model, tokenizer = _model(arguments)
-    resume = Path(f"{os.fspath(arguments.out).rstrip('/')}.resume") if arguments.out else None
+    resume = Path(f"{arguments.out}.resume") if arguments.out else None
     result = probe_tables(
         model,
         _tokens(arguments, tokenizer),
@@ -156,7 +155,7 @@ def heal(arguments: argparse.Namespace) -> Outcome:
         beside = options.get("device", arguments.device)
         options["teacher"] = load_model(arguments.teacher, device=beside, dtype=arguments.dtype)[0]
     budget = None if arguments.cache_budget is None else int(arguments.cache_budget * 2**30)
-    resume = f"{os.fspath(arguments.out).rstrip('/')}.resume"
+    resume = f"{arguments.out}.resume"
     options["cache"] = Cache(Path(resume) / "prefix", arguments.cache, arguments.cache_dtype, budget)
     names = ("steps", "batch_size", "learning_rate", "checkpoint_every")
     settings = {name: getattr(arguments, name) for name in names}

@@ -185,6 +185,10 @@ def test_the_files_of_a_model_folder_are_part_of_the_command(tmp_path):
     assert told(out="b", json=True) == first
     (model / ".small.lock").touch()
     assert told() == first, "a lock beside a result in the model's folder"
+    (model / "small.resume").mkdir()
+    (model / "small.resume" / "x").touch()
+    assert told(out=str(model / "small")) == first, "what the command itself makes"
+    assert told(out=str(model / "other")) != first
     (model / "config.json").write_text("{ }")
     assert told() != first
     assert told(data="\0", metric="x" * 5000)  # no path, and no failure

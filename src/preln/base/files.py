@@ -64,7 +64,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{source}: no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number or a nesting without measure
         raise InputError(f"{source}: not a JSON file ({error}); make it again") from error
 
 

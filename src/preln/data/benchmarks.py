@@ -132,7 +132,7 @@ def _layout(path: Path) -> tuple[tuple[str, ...], list[str]]:
         parts = card.read_text(encoding="utf-8").split("---\n", 2)
         configs = yaml.safe_load(parts[1])["configs"]
         table = [{entry["split"]: entry["path"] for entry in config["data_files"]} for config in configs]
-    except (yaml.YAMLError, UnicodeDecodeError, IndexError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{card}: its header is not a list of configurations ({reason}): {mend}") from error
     if not table or not all(isinstance(name, str) for files in table for name in files.values()):

@@ -66,7 +66,7 @@ def _row_text(path: Path, number: int, line: str) -> str:
     """The text of one JSON row."""
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: line {number} is not JSON ({error}): mend or remove the line") from error
     text = row_text(row)
     if text is None:

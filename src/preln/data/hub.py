@@ -40,13 +40,18 @@ def _answers(address: str) -> bool:
 
 @contextlib.contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """Keep the ``datasets`` package's progress bars, which it draws even into log files, off stderr."""
+    """Keep what the ``datasets`` package says off stderr: bars, drawn even into log files, and its log.
+
+    What goes wrong comes as an exception, and is told in one line by the caller.
+    """
     import datasets
 
-    shown = datasets.is_progress_bar_enabled()
+    shown, level = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if shown:
             datasets.enable_progress_bars()

@@ -211,7 +211,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
         where = f"{path}: line {number}"
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where} is not JSON ({error}): mend or remove the line") from error
         yield where, row
 

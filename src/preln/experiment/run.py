@@ -140,7 +140,7 @@ def _check_owner(store: RunStore, study: Study | PlacementStudy) -> None:
         raise InputError(f"{store.root}: is a file, not a folder: name another --out")
     path = store.root / "manifest.json"
     if path.is_file():
-        name = read_json(path).get("study")
+        name = _stored(path).get("study")
         if name != study.name:
             raise InputError(
                 f"{store.root}: holds a run of {name!r}, not of {study.name!r}: name another --out"
@@ -150,6 +150,18 @@ def _check_owner(store: RunStore, study: Study | PlacementStudy) -> None:
         not p.name.startswith(".") and p.name != "config.yaml" for p in store.root.iterdir()
     ):
         raise InputError(f"{store.root}: the folder is not empty and holds no run: name another --out")
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """A run's manifest.
+
+    Raises:
+        InputError: It is none.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: is no manifest of a run: name another --out, or remove the run's folder")
+    return found
 
 
 def _open_manifest(store: RunStore, study: Any, lab: Any) -> dict[str, Any]:
@@ -165,9 +177,9 @@ def _open_manifest(store: RunStore, study: Any, lab: Any) -> dict[str, Any]:
         "seeds": {"study": study.seed},
     }
     if path.is_file():
-        manifest = read_json(path)
+        manifest = _stored(path)
         if all(manifest.get(key) == value for key, value in identity.items()):
-            if (store.root / "config.yaml").read_text(encoding="utf-8") == study_text(study):
+            if (store.root / "config.yaml").read_bytes() == study_text(study).encode():
                 return manifest
             manifest["status"] = "running"
             write_study(study, store.root / "config.yaml")

@@ -26,7 +26,7 @@ class Tokens(Strict):
     sequences: int = Field(ge=2)
     length: int = Field(default=128, ge=2)
     split: Literal["train", "validation"] = "train"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 class Rows(Strict):
@@ -39,7 +39,7 @@ class Rows(Strict):
     sequences: int = Field(ge=2)
     length: int = Field(default=256, ge=2)
     split: Literal["train", "validation"] = "train"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     template: Literal["auto", "alpaca", "chat"] = "auto"
     supervise: Literal["response", "all"] = "response"
     packed: bool = True

@@ -56,6 +56,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+_FIELDS = {"inputs_hash": str, "files": dict}  # without which a record is none
+
+
 class RunStore:
     """The folder of one run.
 
@@ -84,7 +87,12 @@ class RunStore:
     def record(self, step_id: str) -> dict[str, Any] | None:
         """The record of a finished step, or None."""
         path = self.root / step_id / RECORD
-        return read_json(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        found = read_json(path)
+        if not isinstance(found, dict) or any(not isinstance(found.get(k), t) for k, t in _FIELDS.items()):
+            raise InputError(f"{path}: is no record of a step: remove {path.parent} and run the study again")
+        return found
 
     def verified(self, step_id: str) -> dict[str, Any]:
         """The record of a finished step whose files still have the hashes written down with them.

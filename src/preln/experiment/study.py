@@ -38,7 +38,7 @@ class Study(Strict):
     device: str = "cpu"
     device_map: Literal["auto", "none"] = "none"  # auto spreads the model over all devices, to measure it
     dtype: str = "float32"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     theory: Literal["quick", "full", "none"] = "quick"
     data: Data
     jacobians: int | None = Field(

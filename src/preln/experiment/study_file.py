@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from preln.base.errors import InputError
 from preln.base.files import write_text
+from preln.base.yaml_files import read_yaml
 from preln.experiment.study import Study
 
 
@@ -42,13 +43,11 @@ def read_mapping(source: Path) -> dict[str, Any]:
         InputError: No such file, or no such YAML.
     """
     try:
-        values = yaml.safe_load(source.read_text(encoding="utf-8"))
+        values = read_yaml(source)
     except FileNotFoundError as error:
         raise InputError(f"{source}: no such file: check the path of the study") from error
     except IsADirectoryError as error:
         raise InputError(f"{source}: is a folder: name the study's YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{source}: not a YAML file ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise InputError(f"{source}: not a study: a mapping with name, model, data, … is expected")
     return values

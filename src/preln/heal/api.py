@@ -229,9 +229,9 @@ def heal_model(
     directory = None
     if out is not None:
         check_target(out, chosen, adapter=adapter)
-        directory = Path(f"{os.fspath(out).rstrip('/')}.resume")
+        directory = Path(f"{Path(out)}.resume")
         cache = cache or Cache(directory / "prefix")
-        log_folder = log_folder or f"{os.fspath(out).rstrip('/')}.log"
+        log_folder = log_folder or f"{Path(out)}.log"
     told: dict[str, Any] = {"tokenizer": tokenizer, "packed": packed, "template": template}
     told |= {"cache": cache, "teacher": teacher, "drop": drop}
     told |= {"shard": shard, "device": device, "log": log, "log_folder": log_folder}

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from preln.base.errors import InputError
 from preln.base.files import staged_directory, write_json, write_parquet
 from preln.base.provenance import provenance
+from preln.base.yaml_files import read_yaml
 from preln.heal.options.recipe import Recipe
 from preln.heal.options.recipes import get_recipe, override
 from preln.heal.sweep import read_grid, read_value, summary, sweep
@@ -76,9 +75,9 @@ def dropped_blocks(model: str, layers: str | None) -> list[int] | None:
     if not plan.is_file():
         return None
     try:
-        stored = yaml.safe_load(plan.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{plan}: cannot be read as YAML: name the blocks by --dropped") from error
+        stored = read_yaml(plan)
+    except OSError as error:
+        raise InputError(f"{plan}: cannot be read: name the blocks by --dropped") from error
     return list(stored["drop"]) if isinstance(stored, dict) and stored.get("drop") else None
 
 
@@ -96,7 +95,7 @@ def sweep_verb(
     Raises:
         InputError: See :func:`preln.heal.sweep`.
     """
-    folder, grid = f"{str(arguments.out).rstrip('/')}.resume", read_grid(arguments.sweep)
+    folder, grid = f"{Path(arguments.out)}.resume", read_grid(arguments.sweep)
     start = provenance()
     table, histories = sweep(
         model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from preln.base.errors import InputError
+from preln.base.faults import is_out_of_memory
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
 
@@ -23,6 +24,13 @@ def check_device(device: str) -> str:
         raise InputError(f"--device {device}: not a device: use cpu, cuda, cuda:0 or auto") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device {device}: no CUDA device on this machine: use cpu")
+    if kind != "cpu":
+        try:
+            torch.empty(1, device=device).cpu()
+        except Exception as error:  # each kind of device says in its own way that it is not there
+            if is_out_of_memory(error):
+                raise
+            raise InputError(f"--device {device}: cannot be used on this machine: use cpu or cuda") from error
     return device
 
 

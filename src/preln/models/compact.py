@@ -207,7 +207,8 @@ def compact_halves(model: PreTrainedModel, halves: Sequence[Half]) -> PreTrained
 def is_compact_folder(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds a compact checkpoint."""
     file = Path(folder) / "config.json"
-    return file.is_file() and read_json(file).get("model_type") == MODEL_TYPE
+    values = read_json(file) if file.is_file() else None
+    return isinstance(values, dict) and values.get("model_type") == MODEL_TYPE
 
 
 def load_compact(folder: str | os.PathLike[str], **settings: Any) -> Any:

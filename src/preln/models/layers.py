@@ -25,9 +25,9 @@ def parse_layers(text: str) -> list[int | str]:
     found: list[tuple[int, str]] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?([am]?)\s*", part, flags=re.ASCII)
-        if match is None:
+        if match is None or max(len(match[1]), len(match[2] or "")) > 9:
             raise InputError(
-                f"layers {text!r}: {part.strip()!r} is neither a block nor a range a-b, "
+                f"layers {text[:99]!r}: {part.strip()[:99]!r} is neither a block nor a range a-b, "
                 "nor a half such as 5a or 6m"
             )
         start = int(match[1])

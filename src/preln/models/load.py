@@ -135,11 +135,18 @@ def load_model(
         if own_code is not None:
             raise InputError(f"{spec}: runs no code of its own: leave out --own-code {own_code}")
         name, _, count = spec.removeprefix("tiny:").partition(":")
-        if count and not count.isdigit():
-            raise InputError(f"{spec}: the number of blocks must be a whole number, as in tiny:llama:8")
-        model = tiny_model(name, blocks=int(count or 4), seed=seed, attn_implementation=attn_implementation)
+        if count and not re.fullmatch(r"\d{1,3}|1000", count, flags=re.ASCII):
+            raise InputError(
+                f"{spec}: the number of blocks must be a whole number up to 1000, as in tiny:llama:8"
+            )
+        try:
+            model = tiny_model(
+                name, blocks=int(count or 4), seed=seed, attn_implementation=attn_implementation
+            )
+        except (ImportError, ValueError) as error:  # transformers, of an attention that is not to be had
+            raise InputError(f"{spec}: {_first_line(error)}") from error
         tokenizer = tiny_tokenizer()
-        model = model if dtype == "auto" else model.to(getattr(_torch(), dtype))
+        model = model if dtype == "auto" else _in_dtype(model, getattr(_torch(), dtype))
     else:
         keywords = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
         spread = {"device_map": device_map or "auto"} if device_map or device == "auto" else {}
@@ -172,6 +179,20 @@ def _weights(location: str, spec: str, keywords: dict[str, Any], trusted: bool) 
     return AutoModelForCausalLM.from_pretrained(location, trust_remote_code=trusted, **keywords)
 
 
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _in_dtype(model: PreTrainedModel, dtype: Any) -> PreTrainedModel:
+    """The model with its weights in a dtype, and what is not stored with them as it was computed."""
+    stored = model.state_dict()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name in stored and tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    model.config.dtype = dtype
+    return model
+
+
 def _from_pretrained(
     location: str, spec: str, dtype: str, keywords: dict[str, Any], trusted: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -194,8 +215,9 @@ def _from_pretrained(
     except Exception as error:  # whatever the libraries raise for broken or foreign folders
         if is_out_of_memory(error):
             raise  # the folder is not to blame
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"{spec}: cannot be loaded as a causal language model ({reason.strip()})") from error
+        raise InputError(
+            f"{spec}: cannot be loaded as a causal language model ({_first_line(error)})"
+        ) from error
     finally:
         if bars:
             logging.enable_progress_bar()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from preln.base.errors import InputError
+from preln.base.files import read_json
 
 _CONFIGS = ("config.json", "tokenizer_config.json")
 
@@ -63,9 +64,7 @@ def _is_known(folder: Path) -> bool:
     """Whether transformers has a class of its own for the model."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    return json.loads((folder / "config.json").read_text("utf-8")).get("model_type") in (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    )
+    return read_json(folder / "config.json").get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def _classes(folder: Path) -> dict[str, str]:
@@ -74,7 +73,7 @@ def _classes(folder: Path) -> dict[str, str]:
     for name in _CONFIGS:
         try:
             values = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # whoever reads it next says so
+        except (OSError, ValueError, RecursionError):  # whoever reads it next says so
             continue
         told = values.get("auto_map") if isinstance(values, dict) else None
         for kind, value in (told if isinstance(told, dict) else {}).items():

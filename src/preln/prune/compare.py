@@ -130,7 +130,7 @@ def compare(
 
 def _is_window(name: str) -> bool:
     """Whether what a criterion chooses for one size is not the beginning of what it chooses for a larger."""
-    return name not in HALF_METRICS and bool(_WINDOWS & CRITERIA[name].needs) and "@" not in name
+    return "@" not in name and name not in HALF_METRICS and bool(_WINDOWS & CRITERIA[name].needs)
 
 
 def _parts_of(name: str, drop: int) -> int:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from preln.base.errors import InputError
 from preln.base.files import write_text
+from preln.base.yaml_files import read_yaml
 from preln.models import check_drop
 from preln.models.layers import parse_layers, sort_halves
 
@@ -31,6 +32,7 @@ PRESETS: dict[str, Callable[[int], set[int]]] = {
 
 
 REMOVE = "remove"
+MOST_BLOCKS = 100_000
 Setting = int | float | str | tuple[int, ...]
 # keys of a plan that are left out of its file where they say nothing
 _OPTIONAL: dict[str, Any] = {"drop_attention": (), "drop_mlp": (), "method": REMOVE, "settings": {}}
@@ -56,7 +58,7 @@ class Plan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = None
-    num_blocks: int
+    num_blocks: int = Field(le=MOST_BLOCKS)
     drop: tuple[int, ...]
     metric: str | None = None
     scores: tuple[float, ...] | None = None
@@ -241,12 +243,11 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
     """
     source = Path(path)
     try:
-        values = yaml.safe_load(source.read_text(encoding="utf-8"))
+        values = read_yaml(source)
     except FileNotFoundError as error:
         raise InputError(f"{source}: no such file") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{source}: cannot be read as YAML: {first}") from error
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read as YAML: {error.strerror}") from error
     if not isinstance(values, dict):
         raise InputError(f"{source}: not a mapping: a plan has keys {', '.join(Plan.model_fields)}")
     return _validated(values, str(source))

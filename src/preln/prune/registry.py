@@ -82,7 +82,7 @@ class Registry(dict[str, Criterion]):
 
     def __missing__(self, name: str) -> Criterion:
         """The iterative version of a one-shot criterion."""
-        match = re.fullmatch(r"(\w+)@([1-9]\d*)", name, flags=re.ASCII)
+        match = re.fullmatch(r"(\w+)@([1-9]\d{0,8})", name, flags=re.ASCII)
         if match is None or match[1] not in self:
             raise KeyError(name)
         from preln.prune.iterative import iterative

@@ -90,7 +90,7 @@ def _check_storable(id: str, entry: dict[str, Any]) -> None:
 def _announced(ledgers: Iterable[str | Path]) -> Iterator[str | Path]:
     """Yield files of claims, each that is there after a line which says that it is run."""
     for path in ledgers:
-        if Path(path).is_file():
+        if Path(path).is_file() and Path(path).suffix == ".py":
             note(f"{path}: a file of claims is Python code, and is run now with your rights")
         yield path
 
