@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -202,6 +203,22 @@ def test_a_folder_of_data_that_is_not_json_is_told_in_one_line(tmp_path, capsys)
     folder.mkdir()
     (folder / "train.jsonl").write_text("no json\n")
     refused(["probe", "tiny:llama:2", "--data", str(folder)], capsys, "data")
+
+
+def test_a_folder_of_rows_that_may_not_be_read_is_not_called_unwritable(tmp_path, capsys, monkeypatch):
+    honest = Path.rglob
+
+    def denied(folder, pattern):
+        if folder == tmp_path:
+            raise PermissionError(13, "Permission denied", f"{folder}/private")
+        return honest(folder, pattern)
+
+    monkeypatch.setattr(Path, "rglob", denied)
+    words = ["heal", "tiny:llama:2", "--recipe", "head", "--rows", "5", "--data", str(tmp_path)]
+    line = refused(
+        [*words, "--out", str(tmp_path / "o")], capsys, "private: cannot be read (Permission denied)"
+    )
+    assert "written" not in line
 
 
 def test_halves_one_at_a_time_have_their_damage_measured(prepared, tmp_path, capsys):

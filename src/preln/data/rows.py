@@ -183,7 +183,12 @@ def _raw_rows(src: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
 
 def _folder_files(folder: Path) -> list[Path]:
     """The row files under a folder, less those that are named after a split that is not for training."""
-    found = sorted(p for p in folder.rglob("*") if p.is_file() and p.name.lower().endswith(_FILES))
+    try:
+        found = sorted(p for p in folder.rglob("*") if p.is_file() and p.name.lower().endswith(_FILES))
+    except OSError as error:
+        raise InputError(
+            f"{error.filename}: cannot be read ({error.strerror}): name another folder"
+        ) from error
     kinds = ", ".join(_FILES)
     if not found:
         raise InputError(f"{folder}: holds no {kinds} file: name a folder with rows in it")
