@@ -20,13 +20,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1."""
+    """A whole number from 1 to a billion."""
     try:
         value = int(text)
     except ValueError:
         value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    if not 1 <= value <= 10**9:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number of at least 1 and at most 1e9")
     return value
 
 
@@ -43,13 +43,13 @@ def seed(text: str) -> int:
 
 
 def positive(text: str) -> float:
-    """A finite number above 0."""
+    """A number above 0, up to 1e12."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0.0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    if not 0.0 < value <= 1e12:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no positive number up to 1e12")
     return value
 
 

@@ -122,6 +122,19 @@ def test_prune_writes_what_plain_transformers_loads(tmp_path, capsys):
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("measures", ["stream", "updates", "gradients", "norms", "jacobians", "lens"])
+def test_every_group_of_measures_alone_is_printed_and_has_numbers(measures, tmp_path, corpus, capsys):
+    import pandas as pd
+
+    data, out = ["--data", corpus, *WINDOW], tmp_path / "p"
+    assert main(["probe", "tiny:llama:2", *data, "--measures", measures, "--out", str(out)]) == 0
+    assert capsys.readouterr().out
+    for name, columns in (("layers", ["layer", "value", "low", "high", "n"]), ("sequences", ["value"])):
+        table = pd.read_parquet(out / f"{name}.parquet")
+        kinds = {column: table[column].dtype.kind for column in columns}
+        assert set(kinds.values()) <= {"i", "f"} or not len(table), kinds
+
+
 def test_probe_and_score_write_their_tables(tmp_path, corpus, capsys):
     import pandas as pd
 

@@ -18,7 +18,7 @@ def read_yaml(path: Path) -> Any:
 
     Raises:
         InputError: It is not UTF-8 or no YAML, a value has no meaning, it holds itself, nests deeper than 50
-            levels, or comes to more than 100,000 values.
+            levels, comes to more than 100,000 values, or holds a whole number of 64 bits and more.
         OSError: It cannot be opened; the caller knows what it should have been.
     """
     try:
@@ -40,6 +40,8 @@ def _count(value: Any, path: Path, known: dict[int, int], above: tuple[int, ...]
     Raises:
         InputError: Too many or too deep, or a value within itself.
     """
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise InputError(f"{path}: holds a whole number beyond 2^63: give a smaller one")
     if not isinstance(value, dict | list | set):
         return 1
     if id(value) in above:

@@ -178,11 +178,18 @@ def read_grid(words: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def read_value(text: str) -> Any:
-    """A number, ``true``, ``false`` or ``null`` as such; any other word as text."""
+    """A number, ``true``, ``false`` or ``null`` as such; any other word as text.
+
+    Raises:
+        InputError: A whole number of more than 12 digits, which is none of a recipe's.
+    """
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = text
+    if text.strip().lstrip("-").isdecimal() and len(text.strip()) > 13:
+        raise InputError(f"{text[:40]}: too large a number: give one of at most 12 digits")
+    return value
 
 
 def _digest(told: Mapping[str, Any]) -> str:

@@ -168,8 +168,7 @@ def probe_tables(
     if wanted & set(JACOBIAN):
         norms, values = _jacobians(plan, resume)
         notes.extend(norms.attrs["left_out"])
-        layers = pd.concat([layers, norms], ignore_index=True)
-        sequences = pd.concat([sequences, values], ignore_index=True)
+        layers, sequences = _below(layers, norms), _below(sequences, values)
     layers = layers.sort_values(["measure", "site", "statistic", "layer"], ignore_index=True)
     manifest = begun | {
         "model": _name(model),
@@ -235,6 +234,11 @@ def _labelled(frames: list[pd.DataFrame], dtype: str, attention: str) -> pd.Data
     kept = [frame for frame in frames if len(frame)]
     whole = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=COLUMNS)
     return whole.assign(dtype=dtype, attn_implementation=attention)
+
+
+def _below(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Two tables one below the other; an empty one, whose columns have no types, would take those away."""
+    return pd.concat([first, second], ignore_index=True) if len(first) else second.reset_index(drop=True)
 
 
 def _twice_differentiable(attention: str) -> str:

@@ -101,7 +101,7 @@ def describe(layers: pd.DataFrame, notes: Sequence[str] = ()) -> str:
     ):
         table = by_layer(layers, names, sites)
         if len(table):
-            parts.append(f"{title}\n{table.to_string(float_format='%.4g', na_rep='')}")
+            parts.append(f"{title}\n{table.to_string(float_format='{:.4g}'.format, na_rep='')}")
     said, total = answers(layers), len(_values(layers, "norm_sigma"))
     if "growth_exponent" in said:
         parts.append(f"residual RMS grows with depth like l^{said['growth_exponent']:.2f}")
