@@ -25,7 +25,7 @@ VOLATILE = ("step.json", "manifest.json", "checksums.json", "training.parquet", 
 TIMED = ("seconds", "peak_memory_bytes", "forward_seconds_per_token")
 OBJECTS = 100_000_000
 HEALED = "heal-reverse-2-partial-3"
-STEPS = 200  # seconds of healing: a cancellation that is not heard is repeated before they have passed
+STEPS = 600  # seconds of healing: a cancellation that is not heard is repeated before they have passed
 
 
 def results(run):

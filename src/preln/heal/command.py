@@ -76,8 +76,8 @@ def dropped_blocks(model: str, layers: str | None) -> list[int] | None:
         return None
     try:
         stored = read_yaml(plan)
-    except OSError as error:
-        raise InputError(f"{plan}: cannot be read: name the blocks by --dropped") from error
+    except (OSError, InputError) as error:
+        raise InputError(f"{plan}: cannot be read as YAML: name the blocks by --dropped") from error
     return list(stored["drop"]) if isinstance(stored, dict) and stored.get("drop") else None
 
 
