@@ -10,6 +10,7 @@ import yaml
 
 from preln import cli
 from preln.base.errors import InputError
+from preln.base.files import hash_tree
 from preln.base.yaml_files import read_yaml
 from preln.experiment import read_study
 
@@ -75,7 +76,9 @@ def test_odd_rows_are_named_by_their_line(text, tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "fine"}\n' + text + "\n")
     for words in (["probe"], ["heal", "--recipe", "head", "--rows", "5", "--out", str(tmp_path / "o")]):
-        refused([words[0], "tiny:llama:2", *words[1:], "--data", str(path)], capsys, "rows.jsonl: line 2")
+        line = refused([words[0], "tiny:llama:2", *words[1:], "--data", str(path)], capsys)
+        assert "rows.jsonl: line 2" in line
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "score/step.json"])
@@ -85,8 +88,10 @@ def test_odd_files_of_a_run_are_named(name, text, prepared, tmp_path, capsys):
     shutil.copytree(prepared / "run", run)
     (run / name).write_text(text)
     words = ["run", str(prepared / "study.yaml"), "--out", str(run)]
-    refused([*words, "--dry-run"], capsys, name)
-    refused(words, capsys, name)
+    before = hash_tree(run)
+    for line in (refused([*words, "--dry-run"], capsys), refused(words, capsys)):
+        assert str(run / name) in line
+    assert hash_tree(run) == before, "something was written into a run that is not whole"
 
 
 @pytest.mark.parametrize("text", ["{}", '{"schema_version": 99}', '{"inputs_hash": 3, "files": []}'])
@@ -94,7 +99,10 @@ def test_records_that_are_none_are_named(text, prepared, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(prepared / "run", run)
     (run / "probe" / "step.json").write_text(text)
-    refused(["run", str(prepared / "study.yaml"), "--out", str(run)], capsys, "probe/step.json: is no record")
+    before = hash_tree(run)
+    line = refused(["run", str(prepared / "study.yaml"), "--out", str(run)], capsys)
+    assert "probe/step.json: is no record" in line and f"remove {run / 'probe'}" in line
+    assert hash_tree(run) == before
 
 
 def test_a_configuration_that_is_not_utf_8_is_written_anew(prepared, tmp_path, capsys):
@@ -136,7 +144,7 @@ WORDS = {
 def test_odd_words_are_refused_at_once(kind, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = WORDS[kind]
-    refused(words if "--out" in words else [*words, "--out", "o"], capsys)
+    assert refused(words if "--out" in words else [*words, "--out", "o"], capsys).startswith("preln")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -144,7 +152,8 @@ def test_a_plan_for_more_blocks_than_there_can_be_is_refused(tmp_path, capsys):
     for number in (99_999_999_999, 100_001):
         (tmp_path / "plan.yaml").write_text(f"num_blocks: {number}\ndrop: [1]\nprotect: finercut\n")
         words = ["prune", "tiny:llama:3", "--plan", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "o")]
-        refused(words, capsys, "num_blocks")
+        assert "plan.yaml: num_blocks: Input should be less than or equal to 100000" in refused(words, capsys)
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.yaml"]
 
 
 def test_a_study_whose_seed_no_generator_takes_is_refused(prepared, tmp_path):
@@ -191,7 +200,8 @@ def test_an_empty_folder_is_filled_from_within(tmp_path, capsys, monkeypatch):
 
 def test_a_link_to_itself_is_no_folder(tmp_path, capsys):
     (tmp_path / "loop").symlink_to("loop")
-    refused([*PRUNE, "--out", str(tmp_path / "loop")], capsys, "loop")
+    assert "loop: is a link to itself" in refused([*PRUNE, "--out", str(tmp_path / "loop")], capsys)
+    assert (tmp_path / "loop").is_symlink() and [p.name for p in tmp_path.iterdir()] == ["loop"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -202,7 +212,8 @@ def test_small_dtypes_are_pruned_and_load_again(dtype, tmp_path, capsys):
 
 def test_a_ledger_that_is_not_run_is_not_announced(tmp_path, capsys):
     (tmp_path / "claims.yaml").write_text("x")
-    refused(["verify", "--ledger", str(tmp_path / "claims.yaml")], capsys, "no such Python file")
+    line = refused(["verify", "--ledger", str(tmp_path / "claims.yaml")], capsys)  # the only one on stderr
+    assert "claims.yaml: no such Python file" in line and "run now" not in line
 
 
 def test_a_folder_of_data_that_is_not_json_is_told_in_one_line(tmp_path, capsys):
@@ -210,7 +221,8 @@ def test_a_folder_of_data_that_is_not_json_is_told_in_one_line(tmp_path, capsys)
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "train.jsonl").write_text("no json\n")
-    refused(["probe", "tiny:llama:2", "--data", str(folder)], capsys, "data")
+    line = refused(["probe", "tiny:llama:2", "--data", str(folder)], capsys)
+    assert f"{folder}: the data set cannot be loaded" in line
 
 
 def test_a_folder_of_rows_that_may_not_be_read_is_not_called_unwritable(tmp_path, capsys, monkeypatch):

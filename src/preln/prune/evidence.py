@@ -149,12 +149,12 @@ def gather(request: Request, needs: Collection[str]) -> Evidence:
     with undisturbed(model, [p for group in trained for p in group]):
         passes = _Passes(request, found, needs, [p for group in trained for p in group])
         parts = request.parts()
-        done = passes.restore(stage.restore())
-        for part in track(parts[done:], label="score", total=len(parts) - done):
+        passes.restore(stage.restore())
+        left = parts[passes.done :]
+        for part in track(left, label="score", total=len(left)):
             passes.take(part)
-            done += 1
-            if done < len(parts):
-                stage.save(done, passes.state, last=False)
+            if passes.done < len(parts):
+                stage.save(passes.done, passes.state, last=False)
         for index, group in enumerate(trained):
             found.taylor[index] += sum(
                 float((wide(p.grad) * wide(p.detach())).abs().sum(dtype=torch.float64))
@@ -163,7 +163,7 @@ def gather(request: Request, needs: Collection[str]) -> Evidence:
             )
             for p in group:
                 p.grad = None
-        stage.save(done + 1, passes.state, last=True)
+        stage.save(passes.done, passes.state, last=True)
     if "left_out" in needs:
         found.losses = loss_table(passes.losses, tokens.targets.sum(1).cpu())
     return found
@@ -215,23 +215,23 @@ class _Passes:
         """What the sequence batches so far have left: sums, losses, and gradients of the weights."""
         sums = {name: torch.from_numpy(getattr(self.found, name)) for name in _SUMS}
         losses = {str(k): torch.cat(parts) for k, parts in self.losses.items() if parts}
-        grads = {str(n): p.grad.cpu() for n, p in enumerate(self.trained) if p.grad is not None}
+        grads = {str(n): p.grad.cpu().contiguous() for n, p in enumerate(self.trained) if p.grad is not None}
         groups = {"sums": sums | {"post": torch.tensor(self.found.post, dtype=torch.float64)}}
         groups |= {name: group for name, group in (("losses", losses), ("grads", grads)) if group}
         return {"done": self.done}, groups
 
-    def restore(self, stored: State | None) -> int:
-        """Go on from a former :meth:`state`; how many sequence batches it had taken."""
-        if stored is not None:
-            progress, groups = stored
-            self.done = progress["done"]
-            for name in _SUMS:
-                setattr(self.found, name, groups["sums"][name].numpy())
-            self.found.post = tuple(groups["sums"]["post"].tolist())
-            self.losses |= {int(k): [losses] for k, losses in groups.get("losses", {}).items()}
-            for n, gradient in groups.get("grads", {}).items():
-                self.trained[int(n)].grad = gradient.to(self.trained[int(n)].device)
-        return self.done
+    def restore(self, stored: State | None) -> None:
+        """Go on from a former :meth:`state`, if there is one."""
+        if stored is None:
+            return
+        progress, groups = stored
+        self.done = progress["done"]
+        for name in _SUMS:
+            setattr(self.found, name, groups["sums"][name].numpy())
+        self.found.post = tuple(groups["sums"]["post"].tolist())
+        self.losses |= {int(k): [losses] for k, losses in groups.get("losses", {}).items()}
+        for n, gradient in groups.get("grads", {}).items():
+            self.trained[int(n)].grad = gradient.to(self.trained[int(n)].device)
 
     def _keep(self, k: int, losses: Tensor) -> None:
         if not bool(torch.isfinite(losses).all()):
