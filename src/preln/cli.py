@@ -16,6 +16,7 @@ from preln.base.faults import environment_line, is_out_of_memory, memory_line
 from preln.base.files import write_json
 from preln.base.interrupts import hushed, left, taken
 from preln.base.locks import claimed_folder
+from preln.base.progress import end_bars
 from preln.base.staging import abandon, is_whole
 from preln.verbs import BAD_INPUT, DONE, INTERRUPTED, NOT_HELD, Outcome, evaluate, heal, probe, prune, score
 
@@ -154,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         hushed()  # the line below is the only one
         abandon()  # what the interrupt kept from being removed
+        end_bars()
     kept = "finished work is kept, the same command continues"
     if arguments.out and is_whole(arguments.out):
         kept = f"its work was done, {arguments.out} is whole"
@@ -177,6 +179,8 @@ def _told(arguments: argparse.Namespace, argv: Sequence[str] | None, pressed: li
         if line is None:
             raise
         _drop_output()
+        if argv is None:
+            end_bars()
         print(f"preln: {' '.join(line.split())}", file=sys.stderr)
         return BAD_INPUT
 

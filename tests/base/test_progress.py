@@ -6,7 +6,7 @@ import sys
 import pytest
 import tqdm.std
 
-from preln.base.progress import note, track
+from preln.base.progress import end_bars, note, track
 
 
 class Terminal(io.StringIO):
@@ -60,3 +60,15 @@ def test_leaving_early_clears_the_bar(eager, monkeypatch):
 def test_a_note_is_written_whoever_looks(capsys):
     note("one line")
     assert capsys.readouterr() == ("", "one line\n")
+
+
+def test_bars_that_were_not_finished_end_their_line(eager):
+    said = Terminal()
+    bars = [tqdm.std.tqdm(total=4, file=said, leave=leave) for leave in (True, False)]
+    bars[0].update(1)
+    bars.append(tqdm.std.tqdm.__new__(tqdm.std.tqdm))  # interrupted while it was being made
+    end_bars()
+    assert "25%" in said.getvalue() and said.getvalue().endswith(("\n", "\r"))
+    before = said.getvalue()
+    end_bars()
+    assert said.getvalue() == before

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -16,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from tqdm import tqdm
 
 from preln import cli
 from preln.base.files import hash_tree
 
 MODEL = "tiny:llama:3"
+HANGS_S = 300.0  # a command that has not ended by then never will
 VERBS = ("probe", "score", "prune", "heal", "evaluate", "run", "report")
 # what says when, where and how long, and so differs between equal runs
 _TIMED = ("step.json", "manifest.json", "checksums.json", "training.parquet", "README.md", "index.html")
@@ -143,6 +147,8 @@ class Process:
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), place)
             sys.stdout = os.fdopen(1, "w", closefd=False)
             sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+            faulthandler.register(signal.SIGUSR1)  # asked for where it hangs
+            tqdm.set_lock(threading.RLock())  # its usual one is shared by forks: killed with it, none goes on
             signal.signal(signal.SIGINT, signal.default_int_handler)
             sys.argv = ["preln", *words]
             original = cli.taken
@@ -170,8 +176,16 @@ class Process:
         return True
 
     def wait(self) -> Ended:
-        """Wait for its end."""
-        code = os.waitstatus_to_exitcode(os.waitpid(self.number, 0)[1])
+        """Wait for its end; a command that hangs is ended, and where it hung stands in its errors."""
+        end = time.monotonic() + HANGS_S
+        while not (found := os.waitpid(self.number, os.WNOHANG))[0]:
+            if time.monotonic() > end:
+                for number in (signal.SIGUSR1, signal.SIGKILL):
+                    os.kill(self.number, number)
+                    time.sleep(1.0)
+                end = float("inf")
+            time.sleep(0.002)
+        code = os.waitstatus_to_exitcode(found[1])
         out, errors = (p.read_text(encoding="utf-8") if p.exists() else "" for p in self._said)
         for path in self._said:
             path.unlink(missing_ok=True)

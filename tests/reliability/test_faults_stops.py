@@ -7,15 +7,19 @@ import os
 import random
 import resource
 import signal
+import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 import preln
 from preln import cli
 from preln.base import faults
+from preln.base.errors import InputError
 from preln.base.locks import claimed_folder
 from preln.experiment import RunStore
 from preln.experiment import steps as work
@@ -219,6 +223,52 @@ def test_an_interrupt_that_cannot_be_raised_is_raised_a_moment_later(tmp_path):
     ended = process.wait()
     assert ended.code == 130 and time.monotonic() - began < 20  # both sleeps are cut short
     assert "the same command continues" in commands.one_line(ended.errors)
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, InputError])
+def test_what_is_said_stands_apart_from_a_bar_that_was_not_finished(end, tmp_path):
+    def halfway(_arguments):
+        bar = tqdm(total=10, desc="Loading", file=sys.stderr)
+        bar.update(3)
+        raise end("a reason")
+
+    def first():
+        halfway.__name__ = "sources"
+        cli.sources = halfway
+
+    ended = commands.carry_out(["sources"], tmp_path, first)
+    assert "30%" in ended.errors
+    said = "preln: a reason" if end is InputError else "preln: interrupted: "
+    assert commands.one_line(ended.errors).startswith(said)
+
+
+def test_a_command_killed_while_it_draws_holds_up_no_other(tmp_path, monkeypatch):
+    """Of the scaffold: the lock that bars share with forks would stay taken for ever."""
+    monkeypatch.setattr(commands, "HANGS_S", 30.0)
+    tqdm.get_lock()  # from here on it is there
+
+    def killed():
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert commands.carry_out(["sources"], tmp_path, killed).code == -signal.SIGKILL
+    assert commands.carry_out(["sources"], tmp_path, lambda: tqdm(total=1).close()).code == 0
+    acquired = threading.Thread(target=lambda: tqdm(total=1).close(), daemon=True)
+    acquired.start()
+    acquired.join(20)
+    assert not acquired.is_alive()
+
+
+def test_a_command_that_hangs_is_ended_and_shows_where(tmp_path, monkeypatch):
+    """Of the scaffold: no test here waits without end."""
+
+    def stuck_here():
+        while True:
+            time.sleep(1)
+
+    monkeypatch.setattr(commands, "HANGS_S", 0.2)
+    ended = commands.carry_out(["sources"], tmp_path, stuck_here)
+    assert ended.code == -signal.SIGKILL and "in stuck_here" in ended.errors
 
 
 def test_a_program_that_calls_the_command_line_keeps_its_own_interrupts(capsys):

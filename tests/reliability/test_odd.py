@@ -27,10 +27,16 @@ ODD_YAML = {
     "no time": "a: !!timestamp x",
     "object": "a: !!python/object/apply:os.system [true]",
     "nested": "a: " + "[" * 3000,
+    "nested very deep": "a: " + "[" * 300_000,  # told at its fifty-first level, or it would take hours
+    "blocks nested": "".join(f"{' ' * i}a:\n" for i in range(2000)),
     "closed and nested": "a: " + "[" * 60 + "]" * 60,
     "itself": "a: &a [*a]",
     "bomb": "a0: &a0 [x]\n"
     + "\n".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]" for i in range(9)),
+    "bomb of merges": "a0: &a0 {"
+    + ", ".join(f"k{i}: {i}" for i in range(10))
+    + "}\n"
+    + "\n".join(f"a{i + 1}: &a{i + 1} {{<<: [{', '.join([f'*a{i}'] * 10)}]}}" for i in range(9)),
     "latin-1": b"a: \xe9",
     "control": "a: \x07",
 }

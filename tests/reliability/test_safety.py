@@ -36,6 +36,11 @@ def dotted(node):
     return node.id if isinstance(node, ast.Name) else ""
 
 
+def odd_loader(name):
+    """Whether a name is a loader of YAML that makes more than plain values."""
+    return name.startswith("yaml.") and name.endswith("Loader") and name != "yaml.SafeLoader"
+
+
 def unsafe(text):
     """What a source does that it should not, one line each."""
     found = []
@@ -43,6 +48,8 @@ def unsafe(text):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
             found += [f"imports {name}" for name in names if name.partition(".")[0] in PICKLING]
+        if isinstance(node, ast.ClassDef):
+            found += [f"{node.name} is a {base}" for base in map(dotted, node.bases) if odd_loader(base)]
         if not isinstance(node, ast.Call):
             continue
         name, told = dotted(node.func), {k.arg: k.value for k in node.keywords}
@@ -53,6 +60,7 @@ def unsafe(text):
             found += [] if given.get("weights_only") is True else [f"{name} without weights_only"]
         if name.startswith("yaml.") and name.endswith(("load", "load_all", "dump")):
             found += [] if name.startswith("yaml.safe_") else [name]
+        found += [name] if odd_loader(name) else []
         if given.get("shell") is True or given.get("allow_pickle") is True:
             found.append(f"{name} with a shell or pickle")
         trusted = told.get("trust_remote_code")
@@ -79,6 +87,8 @@ def test_no_source_unpickles_evaluates_or_trusts():
         "torch.load(path, weights_only=False)",
         "yaml.load(text, Loader=yaml.Loader)",
         "yaml.unsafe_load(text)",
+        "yaml.FullLoader(text).get_single_data()",
+        "class Mine(yaml.UnsafeLoader): pass",
         "eval(text)",
         "subprocess.run(text, shell=True)",
         "np.load(path, allow_pickle=True)",
@@ -88,6 +98,7 @@ def test_no_source_unpickles_evaluates_or_trusts():
 )
 def test_the_scan_sees_what_it_looks_for(line):
     assert len(unsafe(line)) == 1
+    assert unsafe("class Mine(yaml.SafeLoader): pass") == []
     assert unsafe("torch.load(p, weights_only=True); yaml.safe_load(t); model.eval(); re.compile(t)") == []
 
 

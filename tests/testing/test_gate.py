@@ -7,12 +7,7 @@ import pytest
 
 from preln.base.errors import InputError
 from preln.testing import gate
-from preln.theory import Evidence, Ledger, decide, registry
-
-
-@pytest.fixture(scope="module")
-def ledger():
-    return decide()
+from preln.theory import Evidence, Ledger, registry
 
 
 @pytest.fixture

@@ -30,11 +30,6 @@ PROVED = {
 
 
 @pytest.fixture(scope="module")
-def ledger():
-    return decide()
-
-
-@pytest.fixture(scope="module")
 def written(ledger, tmp_path_factory):
     path = tmp_path_factory.mktemp("ledger") / "new" / "ledger.json"
     ledger.write(path)

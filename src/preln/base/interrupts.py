@@ -12,7 +12,7 @@ from typing import Any
 from preln.base.staging import abandon
 
 _AGAIN_S = 0.05
-_LINE = b"preln: interrupted twice: stopped at once, finished work is kept, the same command goes on\n"
+_LINE = b"\npreln: interrupted twice: stopped at once, finished work is kept, the same command goes on\n"
 
 
 def taken(code: int, pressed: list[bool]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -40,3 +41,18 @@ def track(
 def note(line: str) -> None:
     """Print one line on stderr, terminal or not: what a log file should hold too."""
     print(line, file=sys.stderr, flush=True)
+
+
+def end_bars() -> None:
+    """End the line of every bar of this process that stands unfinished: what is said next has its own.
+
+    For a program that is about to end, whose libraries draw bars of their own.
+    """
+    if "tqdm" not in sys.modules:
+        return
+    from tqdm import tqdm
+
+    found = list(tqdm._instances)  # pyright: ignore[reportAttributeAccessIssue]
+    for bar in sorted(found, key=lambda bar: -abs(getattr(bar, "pos", 0))):  # the lowest line first
+        with contextlib.suppress(Exception):  # one that was just being made
+            bar.close()

